@@ -1,0 +1,209 @@
+"""Everything that can stand in run.toml, one class per block. What is left out is derived from `size` (see size.py)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Size = Literal["nano", "tiny", "small", "node", "cluster"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _seconds(value: object) -> object:
+    """`90`, `"90s"`, `"4m"` and `"2h"` are the same kind of thing: a time in seconds."""
+    if isinstance(value, str):
+        text = value.strip().lower()
+        unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+        if unit is None:
+            raise ValueError('a time is a number of seconds, or text such as "90s", "4m", "2h"')
+        try:
+            return float(text[:-1]) * unit
+        except ValueError:
+            raise ValueError('a time is a number of seconds, or text such as "90s", "4m", "2h"') from None
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+
+
+class Block(BaseModel):
+    """A block of run.toml: unknown keys are errors, and a setting never changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Where(Block):
+    """Where the run's folder lives and what executes its shards."""
+
+    store: str = "runs"
+    executor: Literal["local"] = "local"
+    workers: PositiveInt | None = None  # None: as many as cores
+
+
+class Quality(Block):
+    """Document rules; each figure is kept beside the document (Gopher, C4, FineWeb; own values for Chinese)."""
+
+    min_words: PositiveInt = 40
+    max_words: PositiveInt = 100_000
+    min_stop_words: int = Field(2, ge=0)
+    max_symbol_share: Share = 0.10
+    max_duplicate_lines: Share = 0.30
+    max_bullet_lines: Share = 0.90
+    max_ellipsis_lines: Share = 0.30
+    min_terminal_lines: Share = 0.12
+
+
+class Data(Block):
+    """Raw pages -> documents -> tokens."""
+
+    sources: tuple[str, ...] = ("made", "debian-handbook")
+    languages: tuple[str, ...] = ("en", "zh")
+    max_pages: PositiveInt | None = None
+    page_seconds: Seconds = 5.0
+    page_bytes: PositiveInt = 20_000_000
+    near_duplicate: Share = 0.80
+    held_out: Share = 0.05
+    vocab: PositiveInt | None = None
+    quality: Quality = Quality()
+
+
+class Model(Block):
+    """Shape of the sparse decoder; None is derived from `size`."""
+
+    layers: PositiveInt | None = None
+    dim: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    kv_heads: PositiveInt | None = None
+    experts: PositiveInt | None = None
+    experts_per_token: PositiveInt | None = None
+    expert_dim: PositiveInt | None = None
+    shared_experts: int | None = Field(None, ge=0)
+    dense_layers: int | None = Field(None, ge=0)
+    dense_dim: PositiveInt | None = None
+    qk_norm: bool = True
+    rope_theta: PositiveFloat = 10_000.0
+
+
+class Mesh(Block):
+    """How the model is cut over ranks. `n9 layout` prints this block; left out, the run takes what the layout stage chose."""
+
+    pp: PositiveInt = 1
+    dp_replicate: PositiveInt = 1
+    dp_shard: PositiveInt = 1
+    ep: PositiveInt = 1
+    cp: PositiveInt = 1
+    tp: PositiveInt = 1
+
+
+class Layout(Block):
+    """The cluster that the layout search cuts for."""
+
+    hosts: PositiveInt = 2
+    ranks_per_host: PositiveInt = 2
+    chip: str = "cpu"
+    memory_gb: PositiveFloat = 2.0  # per rank
+
+
+class Injection(Block):
+    """A fault that the run inflicts on itself, addressed by (step, attempt). Shown as injected on every screen."""
+
+    kind: Literal["kill", "freeze", "nan", "slow"]
+    rank: int = Field(ge=0)
+    at: Share = 0.5  # where in the run, as a share of its steps
+    attempt: int = Field(0, ge=0)
+    factor: PositiveFloat = 3.0  # how much slower, for kind = "slow"
+
+
+class Train(Block):
+    """Pretraining. With `budget` the speed is measured first, then the number of steps is fixed and recorded."""
+
+    budget: Seconds | None = None
+    steps: PositiveInt | None = None
+    sequence: PositiveInt | None = None  # tokens
+    batch: PositiveInt | None = None  # sequences per step over all ranks
+    lr: PositiveFloat = 3e-3
+    weight_decay: float = Field(0.1, ge=0)
+    warmup: Share = 0.1
+    clip: PositiveFloat = 1.0
+    optimizer: Literal["adamw"] = "adamw"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: PositiveInt = 50
+    twin: bool = True  # run the faultless twin and compare digests
+    inject: tuple[Injection, ...] = ()
+
+
+class Guard(Block):
+    """What is watched, and what may be done about it."""
+
+    action: Literal["advise", "act"] = "advise"
+    spares_per_host: int = Field(1, ge=0)
+    hang_seconds: Seconds = 2.5
+    slow_ratio: PositiveFloat = 1.5
+    slow_steps: PositiveInt = 8
+    max_redo: PositiveInt = 2
+    max_evictions_per_hour: PositiveInt = 6
+    bind: str = "127.0.0.1"
+
+
+class Align(Block):
+    """Supervised fine-tuning, then preference optimisation, on a policy."""
+
+    budget: Seconds | None = None
+    sft_steps: PositiveInt | None = None
+    dpo_steps: PositiveInt | None = None
+    beta: PositiveFloat = 0.1
+    nll_weight: float = Field(1.0, ge=0)
+    prompts: PositiveInt | None = None  # held-out prompts of each bank
+
+
+class Signal(Block):
+    """The same model reads signals."""
+
+    budget: Seconds | None = None
+    steps: PositiveInt | None = None
+    tasks: tuple[Literal["digits", "modulation"], ...] = ("digits", "modulation")
+
+
+class Radio(Block):
+    """Station counters -> forecast -> energy plan. Without `counters` the stations are made up, and labelled so."""
+
+    counters: str | None = None
+    hour_label: Literal["start", "end"] = "start"
+    stations: PositiveInt | None = None
+    cells_per_station: PositiveInt = 3
+    days: PositiveInt = 28
+    epsilon: Share = 0.05
+    load_limit: Share = 0.6
+    min_off_hours: PositiveInt = 2
+    sleep_power: Share = 0.10  # of idle power; assumed, printed in the report
+    budget: Seconds | None = None
+    steps: PositiveInt | None = None
+
+
+class Serve(Block):
+    """The exported checkpoint behind an OpenAI-compatible address."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65_535)
+    prompt: str = "Debian"
+    max_tokens: PositiveInt = 32
+
+
+class Settings(Block):
+    """A whole run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    size: Size = "tiny"
+    seed: int = Field(7, ge=0)
+    where: Where = Where()
+    data: Data = Data()
+    model: Model = Model()
+    mesh: Mesh | None = None
+    layout: Layout = Layout()
+    train: Train = Train()
+    guard: Guard = Guard()
+    align: Align = Align()
+    signal: Signal = Signal()
+    radio: Radio = Radio()
+    serve: Serve = Serve()

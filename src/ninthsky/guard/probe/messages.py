@@ -1,0 +1,211 @@
+"""What a rank and its host's agent say to each other, over a Unix socket in the agent's own folder (mode 0700).
+
+Each frame is a 4-byte length and a msgpack body. The agent's folder holds, beside the socket:
+
+    slot-K.record            the record of the process in card slot K
+    shard-R-S                rank R's state after step S, written by the rank itself or received from another host
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Literal
+
+import msgspec
+
+MAX_FRAME = 1 << 20  # bytes; shards travel as files, never in a frame
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+# -- rank to agent --------------------------------------------------------------------------------------------------------
+
+
+class Hello(_Message):
+    """First message of a process: which card slot it was started for."""
+
+    slot: int
+    pid: int
+
+
+class Ready(_Message):
+    """Built, one shadow step done on a throw-away mesh: can take any rank at once."""
+
+
+class StoreServing(_Message):
+    """This rank serves the generation's TCPStore on this port."""
+
+    generation: int
+    port: int
+
+
+class Joined(_Message):
+    """Rebuilt, restored, about to do `step`."""
+
+    generation: int
+    rank: int
+    step: int
+
+
+class Shard(_Message):
+    """The file shard-R-S of the agent's folder is complete. Answered by ShardHeld once another host holds a copy."""
+
+    generation: int
+    rank: int
+    step: int
+    size: int
+    xxh3: str
+
+
+class Bad(_Message):
+    """The vote before the optimizer step found gradients that are not finite, on these ranks. Answered by Decide."""
+
+    generation: int
+    step: int
+    attempt: int
+    ranks: list[int]
+
+
+class Committed(_Message):
+    """Every rank finished `step` and its shard of it is held elsewhere."""
+
+    generation: int
+    step: int
+
+
+class Broken(_Message):
+    """A collective failed; the rank let go of its groups and waits. `step` is the last one it finished."""
+
+    generation: int
+    step: int
+    error: str
+
+
+class MayCommit(_Message):
+    """Asks, before a checkpoint becomes visible, whether this generation still counts. Answered by Permit."""
+
+    generation: int
+    step: int
+
+
+class Finished(_Message):
+    """All steps are done. `result` goes into the job's result."""
+
+    generation: int
+    rank: int
+    result: dict[str, str | int | float]
+
+
+# -- agent to rank --------------------------------------------------------------------------------------------------------
+
+
+class Assign(_Message):
+    """Be `rank` in this generation. State to start from: file shard-`rank`-`resume_step`, or none at step 0 or from disk.
+
+    `resume_step` is the last finished step, -1 for a fresh start (or the newest checkpoint on disk).
+    One rank of the generation has `serve_store`: it opens a TCPStore on `bind` and answers StoreServing.
+    """
+
+    generation: int
+    rank: int
+    world: int
+    resume_step: int
+    serve_store: bool
+    bind: str
+    hosts: list[str]  # host of each rank
+    ranks_before: dict[int, str] = {}  # rank -> "host/card" that held it in the last generation, where that changed
+
+
+class Rendezvous(_Message):
+    """Where this generation's TCPStore is."""
+
+    generation: int
+    address: str
+    port: int
+
+
+class Abort(_Message):
+    """Let go of this generation's groups now: shut down their connected sockets, answer Broken, wait for Assign."""
+
+    generation: int
+    reason: str
+
+
+class ShardHeld(_Message):
+    """Another host holds shard (rank, step), checksum verified. Where there is only one host, its agent itself."""
+
+    rank: int
+    step: int
+
+
+class Decide(_Message):
+    """What all ranks do with a bad step: redo it as it was, redo it with the data moved on by one rank to find out
+    whether the fault follows data or card (never applied), or skip it."""
+
+    step: int
+    attempt: int
+    action: Literal["redo", "rotate", "skip"]
+
+
+class Permit(_Message):
+    """Answer to MayCommit."""
+
+    step: int
+    allowed: bool
+
+
+class Fenced(_Message):
+    """This process belongs to a generation that ended: it was replaced. Write nothing, join nothing, exit."""
+
+    generation: int
+
+
+class Stop(_Message):
+    """The job is over: exit."""
+
+
+ToAgent = Hello | Ready | StoreServing | Joined | Shard | Bad | Committed | Broken | MayCommit | Finished
+ToRank = Assign | Rendezvous | Abort | ShardHeld | Decide | Permit | Fenced | Stop
+
+_encoder = msgspec.msgpack.Encoder()
+_to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
+_to_rank: msgspec.msgpack.Decoder[ToRank] = msgspec.msgpack.Decoder(ToRank)
+_length = struct.Struct("<I")
+
+
+def frame(message: ToAgent | ToRank) -> bytes:
+    """The message as it goes over the socket."""
+    body = _encoder.encode(message)
+    return _length.pack(len(body)) + body
+
+
+def decode_to_agent(body: bytes) -> ToAgent:
+    return _to_agent.decode(body)
+
+
+def decode_to_rank(body: bytes) -> ToRank:
+    return _to_rank.decode(body)
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """The body of the next frame, None at the end of the stream. Raises ValueError for a frame over MAX_FRAME."""
+    head = _exactly(connection, _length.size)
+    if head is None:
+        return None
+    (size,) = _length.unpack(head)
+    if size > MAX_FRAME:
+        raise ValueError(f"frame of {size} bytes, at most {MAX_FRAME} allowed")
+    return _exactly(connection, size)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            return None
+        data += part
+    return bytes(data)
