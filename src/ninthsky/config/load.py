@@ -51,7 +51,9 @@ def load_settings(path: Path, overrides: dict[str, Any] | None = None) -> Settin
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("N9-CFG-001", f"cannot read {path}: {error}", str(path), "check the path; it must be UTF-8 text") from error
+        raise UserError(
+            "N9-CFG-001", f"cannot read {path}: {error}", str(path), "check the path; it must be UTF-8 text"
+        ) from error
     return parse_settings(text, str(path), overrides)
 
 
@@ -60,7 +62,9 @@ def parse_settings(text: str, name: str, overrides: dict[str, Any] | None = None
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError("N9-CFG-002", f"not TOML: {error}", name, "a line reads `key = value`; text stands in quotes") from error
+        raise UserError(
+            "N9-CFG-002", f"not TOML: {error}", name, "a line reads `key = value`; text stands in quotes"
+        ) from error
     for dotted, value in (overrides or {}).items():
         block = tree
         *parents, last = dotted.split(".")
@@ -90,8 +94,11 @@ def _contradictions(settings: Settings, name: str, lines: dict[Key, int]) -> lis
         m = settings.mesh
         size = m.pp * m.dp_replicate * m.dp_shard * m.cp * m.tp
         if size != ranks:
-            add(("mesh",), f"[mesh] cuts the model over {size} ranks, [layout] has {ranks}",
-                "pp x dp_replicate x dp_shard x cp x tp must equal hosts x ranks_per_host; `n9 layout` proposes a mesh")
+            add(
+                ("mesh",),
+                f"[mesh] cuts the model over {size} ranks, [layout] has {ranks}",
+                "pp x dp_replicate x dp_shard x cp x tp must equal hosts x ranks_per_host; `n9 layout` proposes a mesh",
+            )
         elif (m.dp_replicate * m.dp_shard * m.cp * m.tp) % m.ep:
             add(("mesh", "ep"), f"ep = {m.ep} does not divide the ranks of one pipeline stage", "choose a divisor")
     if settings.train.budget and settings.train.steps:

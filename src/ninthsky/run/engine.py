@@ -135,8 +135,9 @@ def run_stage(folder: RunFolder, settings: Settings, stage: Stage, screen: Scree
         folder.event("stage.fail", stage=stage.name, error=str(error))
         if error.name and error.name.startswith("ninthsky"):
             raise
-        raise UserError("N9-RUN-004", f"stage `{stage.name}` needs the package {error.name!r}", stage.run,
-                        "pip install 'ninthsky[all]'") from error
+        raise UserError(
+            "N9-RUN-004", f"stage `{stage.name}` needs the package {error.name!r}", stage.run, "pip install 'ninthsky[all]'"
+        ) from error
     except Exception as error:
         folder.event("stage.fail", stage=stage.name, error=f"{type(error).__name__}: {error}")
         raise
@@ -150,8 +151,10 @@ def run_stage(folder: RunFolder, settings: Settings, stage: Stage, screen: Scree
 def commit(out: Path, started: dict[str, Any], outputs: dict[str, dict[str, Any]], seconds: float) -> None:
     """Writes manifest.json: the moment from which the stage counts as done. Its digest leaves out times and speeds."""
     lasting = {name: output["xxh3"] for name, output in outputs.items() if not output["volatile"]}
-    write_json(out / "manifest.json", {**started, "outputs": outputs, "digest": digest({**started, "outputs": lasting}),
-                                       "seconds": round(seconds, 3)})
+    write_json(
+        out / "manifest.json",
+        {**started, "outputs": outputs, "digest": digest({**started, "outputs": lasting}), "seconds": round(seconds, 3)},
+    )
 
 
 def _input_digests(folder: RunFolder, stage: Stage) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """The run folder: append-only files, safe on network file systems. No database, no memory maps.
 
-    runs/NAME/
-      run.toml  settings.json  env.json   as given / every value / machine and versions
-      events.jsonl                         what happened, one line each
-      stages/STAGE/manifest.json           written last: the commit of a stage
-      stages/STAGE/summary.json figures.json evidence.jsonl  and the stage's own outputs
-      report.html
+runs/NAME/
+  run.toml  settings.json  env.json   as given / every value / machine and versions
+  events.jsonl                         what happened, one line each
+  stages/STAGE/manifest.json           written last: the commit of a stage
+  stages/STAGE/summary.json figures.json evidence.jsonl  and the stage's own outputs
+  report.html
 """
 
 from __future__ import annotations
@@ -158,8 +158,9 @@ class RunFolder:
             except OSError:
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
-                raise UserError("N9-RUN-002", f"another process works in this run (pid {owner})", str(self.path),
-                                "wait for it, or end it") from None
+                raise UserError(
+                    "N9-RUN-002", f"another process works in this run (pid {owner})", str(self.path), "wait for it, or end it"
+                ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -64,7 +64,9 @@ class _Task:
 
     def text(self) -> str:
         total = f" / {self.total:,.0f}" if self.total else ""
-        extra = "".join(f"  {key} {value:.4g}" if isinstance(value, float) else f"  {key} {value}" for key, value in self.figures.items())
+        extra = "".join(
+            f"  {key} {value:.4g}" if isinstance(value, float) else f"  {key} {value}" for key, value in self.figures.items()
+        )
         left = self.left()
         remains = f"  {duration(left)} left" if left is not None and left >= 0.5 else ""
         return f"{self.title}  {self.done:,.0f}{total} {self.unit}  {self.rate():,.4g} {self.unit}/s{extra}{remains}"
@@ -91,8 +93,19 @@ class JsonScreen(PlainScreen):
     period = 1.0
 
     def show(self, task: _Task, last: bool = False) -> None:
-        self._print({"kind": "progress", "task": task.title, "done": task.done, "total": task.total, "unit": task.unit,
-                     "rate": task.rate(), "seconds_left": task.left(), "finished": last, **task.figures})
+        self._print(
+            {
+                "kind": "progress",
+                "task": task.title,
+                "done": task.done,
+                "total": task.total,
+                "unit": task.unit,
+                "rate": task.rate(),
+                "seconds_left": task.left(),
+                "finished": last,
+                **task.figures,
+            }
+        )
 
     def line(self, text: str, style: str = "") -> None:
         self._print({"kind": "line", "text": text})

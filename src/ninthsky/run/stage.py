@@ -113,21 +113,38 @@ class StageContext:
     def headline(self, label: str, value: str, rival: str, rival_value: str, command: str, synthetic: bool = False) -> None:
         """This stage's line in the box at the end of a run: our figure beside its rival's and the command that shows it."""
         self._summary.setdefault("headlines", []).append(
-            {"label": label, "value": value, "rival": rival, "rival_value": rival_value, "command": command, "synthetic": synthetic}
+            {
+                "label": label,
+                "value": value,
+                "rival": rival,
+                "rival_value": rival_value,
+                "command": command,
+                "synthetic": synthetic,
+            }
         )
 
     def limit(self, text: str) -> None:
         """Something that this stage's figures do not show."""
         self._summary.setdefault("limits", []).append(text)
 
-    def plot(self, id: str, title: str, traces: list[dict[str, Any]], layout: dict[str, Any] | None = None, note: str = "") -> None:
+    def plot(
+        self, id: str, title: str, traces: list[dict[str, Any]], layout: dict[str, Any] | None = None, note: str = ""
+    ) -> None:
         """A plotly figure as plain dictionaries (cartesian traces only: the report inlines that bundle)."""
         self._figures.append({"kind": "plot", "id": id, "title": title, "traces": traces, "layout": layout or {}, "note": note})
 
     def table(self, id: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
         """A table of the report."""
-        self._figures.append({"kind": "table", "id": id, "title": title, "columns": list(columns),
-                              "rows": [list(row) for row in rows], "note": note})
+        self._figures.append(
+            {
+                "kind": "table",
+                "id": id,
+                "title": title,
+                "columns": list(columns),
+                "rows": [list(row) for row in rows],
+                "note": note,
+            }
+        )
 
     def evidence(self, record: Evidence) -> None:
         """A record that `n9 why ID` answers with."""

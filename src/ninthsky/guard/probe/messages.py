@@ -17,32 +17,28 @@ import msgspec
 MAX_FRAME = 1 << 20  # bytes; shards travel as files, never in a frame
 
 
-class _Message(msgspec.Struct, frozen=True, tag=True):
-    pass
-
-
 # -- rank to agent --------------------------------------------------------------------------------------------------------
 
 
-class Hello(_Message):
+class Hello(msgspec.Struct, frozen=True, tag=True):
     """First message of a process: which card slot it was started for."""
 
     slot: int
     pid: int
 
 
-class Ready(_Message):
+class Ready(msgspec.Struct, frozen=True, tag=True):
     """Built, one shadow step done on a throw-away mesh: can take any rank at once."""
 
 
-class StoreServing(_Message):
+class StoreServing(msgspec.Struct, frozen=True, tag=True):
     """This rank serves the generation's TCPStore on this port."""
 
     generation: int
     port: int
 
 
-class Joined(_Message):
+class Joined(msgspec.Struct, frozen=True, tag=True):
     """Rebuilt, restored, about to do `step`."""
 
     generation: int
@@ -50,7 +46,7 @@ class Joined(_Message):
     step: int
 
 
-class Shard(_Message):
+class Shard(msgspec.Struct, frozen=True, tag=True):
     """The file shard-R-S of the agent's folder is complete. Answered by ShardHeld once another host holds a copy."""
 
     generation: int
@@ -60,7 +56,7 @@ class Shard(_Message):
     xxh3: str
 
 
-class Bad(_Message):
+class Bad(msgspec.Struct, frozen=True, tag=True):
     """The vote before the optimizer step found gradients that are not finite, on these ranks. Answered by Decide."""
 
     generation: int
@@ -69,14 +65,14 @@ class Bad(_Message):
     ranks: list[int]
 
 
-class Committed(_Message):
+class Committed(msgspec.Struct, frozen=True, tag=True):
     """Every rank finished `step` and its shard of it is held elsewhere."""
 
     generation: int
     step: int
 
 
-class Broken(_Message):
+class Broken(msgspec.Struct, frozen=True, tag=True):
     """A collective failed; the rank let go of its groups and waits. `step` is the last one it finished."""
 
     generation: int
@@ -84,14 +80,14 @@ class Broken(_Message):
     error: str
 
 
-class MayCommit(_Message):
+class MayCommit(msgspec.Struct, frozen=True, tag=True):
     """Asks, before a checkpoint becomes visible, whether this generation still counts. Answered by Permit."""
 
     generation: int
     step: int
 
 
-class Finished(_Message):
+class Finished(msgspec.Struct, frozen=True, tag=True):
     """All steps are done. `result` goes into the job's result."""
 
     generation: int
@@ -102,7 +98,7 @@ class Finished(_Message):
 # -- agent to rank --------------------------------------------------------------------------------------------------------
 
 
-class Assign(_Message):
+class Assign(msgspec.Struct, frozen=True, tag=True):
     """Be `rank` in this generation. State to start from: file shard-`rank`-`resume_step`, or none at step 0 or from disk.
 
     `resume_step` is the last finished step, -1 for a fresh start (or the newest checkpoint on disk).
@@ -119,7 +115,7 @@ class Assign(_Message):
     ranks_before: dict[int, str] = {}  # rank -> "host/card" that held it in the last generation, where that changed
 
 
-class Rendezvous(_Message):
+class Rendezvous(msgspec.Struct, frozen=True, tag=True):
     """Where this generation's TCPStore is."""
 
     generation: int
@@ -127,21 +123,21 @@ class Rendezvous(_Message):
     port: int
 
 
-class Abort(_Message):
+class Abort(msgspec.Struct, frozen=True, tag=True):
     """Let go of this generation's groups now: shut down their connected sockets, answer Broken, wait for Assign."""
 
     generation: int
     reason: str
 
 
-class ShardHeld(_Message):
+class ShardHeld(msgspec.Struct, frozen=True, tag=True):
     """Another host holds shard (rank, step), checksum verified. Where there is only one host, its agent itself."""
 
     rank: int
     step: int
 
 
-class Decide(_Message):
+class Decide(msgspec.Struct, frozen=True, tag=True):
     """What all ranks do with a bad step: redo it as it was, redo it with the data moved on by one rank to find out
     whether the fault follows data or card (never applied), or skip it."""
 
@@ -150,20 +146,20 @@ class Decide(_Message):
     action: Literal["redo", "rotate", "skip"]
 
 
-class Permit(_Message):
+class Permit(msgspec.Struct, frozen=True, tag=True):
     """Answer to MayCommit."""
 
     step: int
     allowed: bool
 
 
-class Fenced(_Message):
+class Fenced(msgspec.Struct, frozen=True, tag=True):
     """This process belongs to a generation that ended: it was replaced. Write nothing, join nothing, exit."""
 
     generation: int
 
 
-class Stop(_Message):
+class Stop(msgspec.Struct, frozen=True, tag=True):
     """The job is over: exit."""
 
 
@@ -183,10 +179,12 @@ def frame(message: ToAgent | ToRank) -> bytes:
 
 
 def decode_to_agent(body: bytes) -> ToAgent:
+    """Raises msgspec.ValidationError for anything that is no message of a rank."""
     return _to_agent.decode(body)
 
 
 def decode_to_rank(body: bytes) -> ToRank:
+    """Raises msgspec.ValidationError for anything that is no message of an agent."""
     return _to_rank.decode(body)
 
 

@@ -130,8 +130,23 @@ class RecordWriter:
         s = self.state
         self._sequence += 2
         struct.pack_into("<I", self._map, 0, self._sequence - 1)
-        body = HEADER.pack(self._sequence - 1, s.generation, s.rank, s.step, s.attempt, s.phase, s.flags, s.local_wall, s.local_cpu,
-                           s.communication, s.data, s.loss, s.grad_norm, s.digest, s.heartbeat)
+        body = HEADER.pack(
+            self._sequence - 1,
+            s.generation,
+            s.rank,
+            s.step,
+            s.attempt,
+            s.phase,
+            s.flags,
+            s.local_wall,
+            s.local_cpu,
+            s.communication,
+            s.data,
+            s.loss,
+            s.grad_norm,
+            s.digest,
+            s.heartbeat,
+        )
         self._map[4 : HEADER.size] = body[4:]
         struct.pack_into("<I", self._map, 0, self._sequence)
 
@@ -142,7 +157,7 @@ def parse(raw: bytes) -> Record | None:
     if sequence % 2:
         return None
     groups = (GroupProgress(*GROUP.unpack_from(raw, HEADER.size + slot * GROUP.size)) for slot in range(GROUPS))
-    return Record(*header, tuple(group for group in groups if group.id))
+    return Record._make((*header, tuple(group for group in groups if group.id)))
 
 
 def read_raw(path: Path, tries: int = 8) -> bytes | None:

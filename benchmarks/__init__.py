@@ -1,0 +1,1 @@
+"""Measurements against named peers: both sides timed in one run, repeated, medians quoted."""

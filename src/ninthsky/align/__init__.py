@@ -1,0 +1,1 @@
+"""Checkpoint + policy -> a checkpoint whose generated answers changed, with the proof: what it says before and after."""

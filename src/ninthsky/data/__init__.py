@@ -1,0 +1,1 @@
+"""Raw pages to documents to tokens: extraction by blocks, language, quality rules, duplicates, and a reason for every drop."""

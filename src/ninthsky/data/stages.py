@@ -1,0 +1,32 @@
+"""The data room's rows of a run."""
+
+from __future__ import annotations
+
+from ninthsky.run import Stage
+
+STAGES = (
+    Stage(
+        "data.pages",
+        "Raw pages",
+        version=1,
+        run="ninthsky.data.pages:run",
+        uses=("data.sources", "data.max_pages", "data.languages"),
+    ),
+    Stage(
+        "data.corpus",
+        "Corpus: extraction, language, quality, duplicates",
+        version=1,
+        run="ninthsky.data.corpus:run",
+        needs=("data.pages",),
+        uses=("data.languages", "data.page_seconds", "data.page_bytes", "data.near_duplicate", "data.quality"),
+        explain="ninthsky.data.why:explain",
+    ),
+    Stage(
+        "data.tokens",
+        "Tokens",
+        version=1,
+        run="ninthsky.data.tokens:run",
+        needs=("data.corpus",),
+        uses=("data.vocab", "data.held_out", "seed"),
+    ),
+)
