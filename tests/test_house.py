@@ -76,7 +76,8 @@ def test_every_code_in_the_source_is_explained() -> None:
 
 
 def test_bad_settings_end_with_status_2_and_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('name = "x"\nsise = "tiny"\n[guard]\naction = "adivse"\ntolerence = 1\n[train]\nsteps = "many"\nlr = -1\n')
+    mistakes = 'name = "x"\nsise = "tiny"\n[guard]\naction = "adivse"\ntolerence = 1\n[train]\nsteps = "many"\nlr = -1\n'
+    (tmp_path / "run.toml").write_text(mistakes)
     result = n9("run", "run.toml", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.count("error[N9-CFG-") == 5

@@ -22,8 +22,27 @@ EXPLANATIONS: dict[str, str] = {
     "N9-WHY-001": "No record has this id. Ids are printed by the stage that decided: documents `doc-...`, faults `F-0001`,\n"
     "layouts `layout-...`, a station's hour `STATION@HOUR`.",
     "N9-DATA-001": "No raw pages could be had. Name a folder of HTML in [data] sources, or allow apt-get or a package mirror.",
+    "N9-LAY-001": "The card is not in the layout search's table. `n9 layout --chips` prints the table with sources.",
+    "N9-LAY-002": "The model file lacks a size that the layout search needs.",
+    "N9-LAY-003": "No cut of this model fits this cluster. The message names the rule that threw out most cuts.",
+    "N9-MOD-001": "The folder is no model that this release can read, or it is damaged. A run's model lies in the folder `export`\n"
+    "of its stage train.pretrain, align.preferences or the like.",
+    "N9-MOD-002": "The folder is a Glm4Moe model of a kind that this decoder does not compute (expert groups, tied embedding,\n"
+    "attention bias, partial rotary positions): refused, since it would answer wrongly without an error.",
+    "N9-TRN-001": "The token folder could not be read, or holds too few tokens for one window. `n9 data` writes it.",
+    "N9-TRN-002": "Loss or gradient stopped being finite and there is no other rank to ask. Lower [train] lr, or look at the data.",
     "N9-RAD-001": "The counters could not be read. Columns wanted: ts, station, cell, load.",
+    "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",
+    "N9-ALN-002": "The prompts could not be read. Wanted: a UTF-8 CSV with columns prompt and label, the label safe or unsafe.",
+    "N9-SIG-001": "A signal contradicts its own description: wrong number of axes, real against complex, or numbers that are not finite.",
+    "N9-SIG-002": "A split would put one recording, person or day on both sides, or does not know which row belongs to which. Such a\n"
+    "split measures memory, not skill.",
+    "N9-SIG-003": "The patches do not fit the array: an axis that does not exist, or a length that the patch size does not divide.",
+    "N9-SIG-004": "There is no such task. `n9 signal list` shows them.",
+    "N9-SIG-005": "No such reader or row. `signal.learn` writes the reader; rows go from 0 to the number shown by `n9 signal list`.",
     "N9-GRD-001": "The job did not come back after a fault: the ladder was exhausted. The run's events.jsonl tells each rung.",
+    "N9-GRD-002": "The key file of a guarded job is missing, broken, or can be read by others than its owner (chmod 600).",
+    "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose another id.",
 }
 
 

@@ -37,6 +37,12 @@ def total(ctx: StageContext) -> None:
     with ctx.open("sum.txt") as file:
         file.write(str(value).encode())
     ctx.headline("sum", str(value), "nothing", "0", "n9 why sum")
+    # What a hostile page might have put into a title must reach the report as text.
+    ctx.headline(
+        "<script>alert(1)</script>", "</script><script>alert(2)</script>", "nothing", "0", "n9 why sum", synthetic=True
+    )
+    ctx.plot("squares", "Squares", [{"type": "scatter", "x": [1, 2, 3], "y": [1, 4, 9], "name": "</script>"}])
+    ctx.table("numbers", "Numbers", ["n", "name"], [[1, "one"], [2.5, "two and a half"], [3, "三"]], note="made for the test")
     ctx.limit("real numbers")
 
 

@@ -6,12 +6,12 @@ model's are handed in as numbers: it is frozen, so it is asked once and not in e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ninthsky.align.dialogue import Rows
@@ -24,6 +24,7 @@ class LanguageModel(Protocol):
 
     def __call__(self, tokens: Tensor) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def target_logits(model: LanguageModel, rows: Rows) -> tuple[Tensor, Tensor, Ten
 
     Only target positions pass through the vocabulary projection.
     """
-    hidden = model(rows.tokens)
-    predicts = rows.target[:, 1:]
-    logits = model.logits(hidden[:, :-1][predicts]).float()
+    device = next(model.parameters()).device
+    tokens, predicts = rows.tokens.to(device), rows.target[:, 1:].to(device)
+    logits = model.logits(model(tokens)[:, :-1][predicts]).float()
     row = predicts.nonzero(as_tuple=True)[0]
-    return logits, rows.tokens[:, 1:][predicts], row
+    return logits, tokens[:, 1:][predicts], row
 
 
 def log_probabilities(model: LanguageModel, rows: Rows) -> Tensor:
@@ -82,7 +83,7 @@ def preference(beta: float, nll_weight: float = 0.0, kind: Preference = "sigmoid
     def loss(model: LanguageModel, batch: Pairs) -> tuple[Tensor, Tensor]:
         policy = log_probabilities(model, batch.rows)
         pairs = len(policy) // 2
-        ratio = policy - batch.reference
+        ratio = policy - batch.reference.to(policy.device)
         margin = ratio[:pairs] - ratio[pairs:]
         if kind == "sigmoid":
             each = -F.logsigmoid(beta * margin)
@@ -91,7 +92,7 @@ def preference(beta: float, nll_weight: float = 0.0, kind: Preference = "sigmoid
         else:
             each = (margin - 1 / (2 * beta)).square()
         if nll_weight:
-            length = batch.rows.target[:pairs].sum(1)
+            length = batch.rows.target[:pairs].sum(1).to(policy.device)
             each = each - nll_weight * policy[:pairs] / length
         return each.sum(), torch.tensor(pairs)
 

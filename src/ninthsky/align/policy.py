@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -77,8 +77,8 @@ def _of_language(block: dict[str, Any], language: str, bank: Bank, split: Split,
         if tries > 50 * count + 1000:
             raise ValueError(f"too few words for {count} different {bank} prompts in {block['name']} ({split})")
         kind = kinds[len(seen) % len(kinds)]
-        fill = {"verb": chance.choice(words["verbs"]), "object": chance.choice(words["objects"]),
-                "person": chance.choice(words["people"])}
+        fill = {slot: _word(chance, words[name], block["syllables"] if split == "train" else ())
+                for slot, name in (("verb", "verbs"), ("object", "objects"), ("person", "people"))}
         text = chance.choice(kind["unseen" if split == "unseen" else "wordings"]).format(**fill)
         answer = chance.choice(kind["answers"]).format(**fill)
         refusal = chance.choice(kind.get("refusals", refusals)).format(**fill)
@@ -88,6 +88,13 @@ def _of_language(block: dict[str, Any], language: str, bank: Bank, split: Split,
         name = f"{split}-{language}-{bank}-{len(seen):04d}".replace("_", "-")
         seen[text] = Prompt(name, bank, kind["name"], language, text, chosen, rejected)
     return list(seen.values())
+
+
+def _word(chance: random.Random, words: list[str], syllables: Sequence[str]) -> str:
+    """A word of the list; in training every second one is made up from syllables, so that no word can become the rule."""
+    if syllables and chance.random() < 0.5:
+        return "".join(chance.choice(syllables) for _ in range(2))
+    return chance.choice(words)
 
 
 def language_shares(tokens_per_prompt: dict[str, float], longest: float = 2.0, share: float = 0.25) -> dict[str, float]:

@@ -170,12 +170,14 @@ class Radio(Block):
 
     counters: str | None = None
     hour_label: Literal["start", "end"] = "start"
+    unit: Literal["share", "percent", "traffic"] = "share"  # what `load` holds; traffic is scaled per cell, and said to be
     stations: PositiveInt | None = None
     cells_per_station: PositiveInt = 3
     days: PositiveInt = 28
     epsilon: Share = 0.05
     load_limit: Share = 0.6
     min_off_hours: PositiveInt = 2
+    max_sleeps: PositiveInt = 3  # per carrier and day
     sleep_power: Share = 0.10  # of idle power; assumed, printed in the report
     budget: Seconds | None = None
     steps: PositiveInt | None = None

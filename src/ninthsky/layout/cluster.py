@@ -26,27 +26,29 @@ class Chip:
     network_gbs: float  # 10^9 bytes/s to a card of another host
     certainty: Certainty
     source: str
+    latency_us: float = 10.0  # of one collective per doubling of its group; assumed for every card
     computes_in: int = 2  # bytes of a number in forward and backward
 
 
-_DATASHEETS = "vendor data sheet; achievable share: stas00/ml-engineering, table of achievable matmul FLOP/s"
+_SHEET = "vendor data sheet; achievable share: stas00/ml-engineering, achievable matmul FLOP/s"
+# fmt: off
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        # One core of a laptop, so that the same run.toml is cut alike on every machine. `n9 layout --measure` prints this machine's.
-        Chip("cpu", 0.05, 0.9, 2.0, 0.005, 2.0, 1.25, "assumed", "a fixed stand-in: 50 GFLOP/s fp32, 10 Gbit/s between hosts", 4),
-        Chip("a100-40gb", 312, 0.869, 40, 1.555, 300, 25, "sure", _DATASHEETS),
-        Chip("a100-80gb", 312, 0.869, 80, 2.0, 300, 25, "sure", _DATASHEETS),
-        Chip("h100", 989, 0.803, 80, 3.35, 450, 50, "sure", _DATASHEETS),
-        Chip("h800", 989, 0.803, 80, 3.35, 200, 50, "likely", "vendor; link as in DeepSeek-V3, arXiv 2412.19437; achievable share of h100"),
-        Chip("h200", 989, 0.803, 141, 4.8, 450, 50, "sure", _DATASHEETS),
-        Chip("b200", 2250, 0.776, 180, 8.0, 900, 50, "sure", _DATASHEETS),
-        Chip("mi300x", 1307, 0.514, 192, 5.3, 448, 50, "sure", _DATASHEETS),
-        Chip("ascend-910b", 376, 0.80, 64, 1.6, 196, 25, "uncertain",
-             "secondary: 354 and 376 TFLOP/s both circulate for 910B2; achievable share assumed"),
-        Chip("ascend-910c", 752, 0.80, 128, 3.2, 392, 50, "uncertain", "secondary: SemiAnalysis and the CloudMatrix paper; achievable share assumed"),
+        # One core of a laptop, so that the same run.toml is cut alike everywhere; `n9 layout --measure` prints this one's.
+        Chip("cpu", 0.05, 0.9, 2.0, 0.01, 2.0, 1.25, "assumed", "stand-in: 50 GFLOP/s fp32, 10 Gbit/s network", 100.0, 4),
+        Chip("a100-40gb", 312, 0.869, 40, 1.555, 300, 25, "sure", _SHEET),
+        Chip("a100-80gb", 312, 0.869, 80, 2.0, 300, 25, "sure", _SHEET),
+        Chip("h100", 989, 0.803, 80, 3.35, 450, 50, "sure", _SHEET),
+        Chip("h800", 989, 0.803, 80, 3.35, 200, 50, "likely", "vendor; link: arXiv 2412.19437; achievable share of h100"),
+        Chip("h200", 989, 0.803, 141, 4.8, 450, 50, "sure", _SHEET),
+        Chip("b200", 2250, 0.776, 180, 8.0, 900, 50, "sure", _SHEET),
+        Chip("mi300x", 1307, 0.514, 192, 5.3, 448, 50, "sure", _SHEET),
+        Chip("ascend-910b", 376, 0.80, 64, 1.6, 196, 25, "uncertain", "secondary, 354 to 376 TFLOP/s; share assumed"),
+        Chip("ascend-910c", 752, 0.80, 128, 3.2, 392, 50, "uncertain", "secondary: CloudMatrix paper; share assumed"),
     )
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def chip_named(name: str) -> Chip:
     try:
         return CHIPS[name]
     except KeyError:
-        raise UserError("N9-LAY-001", f"no card {name!r} in the table", "[layout] chip", f"one of: {', '.join(CHIPS)}") from None
+        raise UserError(
+            "N9-LAY-001", f"no card {name!r} in the table", "[layout] chip", f"one of: {', '.join(CHIPS)}"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A cut: how one model is divided over ranks. One cut is a small value; many cuts are arrays, so that a search is a few numpy lines."""
+"""A cut: how one model is divided over ranks. One cut is a small value; many are arrays, for a search in a few lines."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MESH_AXES = ("pp", "dp_replicate", "dp_shard", "ep", "cp", "tp")
 class Cut:
     """One way to divide a model, and how a step is run on it.
 
-    The product pp x dp_replicate x dp_shard x cp x tp is the number of ranks; `ep` subdivides dp_shard x cp and adds no ranks.
-    Ranks are numbered with pp outermost and tp innermost; experts' groups are neighbours within dp_shard x cp.
+    The product pp x dp_replicate x dp_shard x cp x tp is the number of ranks; `ep` subdivides the data ranks and adds none.
+    Ranks are numbered with pp outermost and tp innermost; the ranks that share a set of experts are neighbours.
     """
 
     pp: int = 1  # pipeline stages
@@ -39,13 +39,18 @@ class Cut:
 
     @property
     def name(self) -> str:
-        """Short and unique: axes of size 1 are left out. `dp_shard4.ep2`"""
-        parts = [f"{axis}{getattr(self, axis)}" for axis in MESH_AXES if getattr(self, axis) > 1]
+        """Short and unique: axes of size 1 are left out. `dp_shard4.ep2.mb2.keep`"""
+        parts = [self.mesh_name] if self.mesh_name != "whole" else []
         parts += [f"v{self.interleave}"] if self.interleave > 1 else []
         parts += [f"mb{self.micro_batch}"] if self.micro_batch > 1 else []
         parts += ["recompute"] if self.recompute else []
         parts += [] if self.reshard else ["keep"]
         return ".".join(parts) or "whole"
+
+    @property
+    def mesh_name(self) -> str:
+        """The axes alone: `dp_shard4.ep2`"""
+        return ".".join(f"{axis}{getattr(self, axis)}" for axis in MESH_AXES if getattr(self, axis) > 1) or "whole"
 
     def mesh(self) -> dict[str, int]:
         """The keys of a [mesh] block."""
@@ -98,4 +103,9 @@ class Cuts:
     @property
     def expert_shards(self) -> Ints:
         """FSDP shards of one expert's weights: what `ep` leaves of dp_shard x cp."""
-        return np.maximum(1, self.dp_shard * self.cp // self.ep)
+        return np.where(self.shards % self.ep == 0, self.shards // self.ep, 1)
+
+    @property
+    def expert_replicas(self) -> Ints:
+        """Ranks that hold the same part of an expert: dp_replicate, or what an `ep` beyond dp_shard x cp leaves of it."""
+        return np.where(self.shards % self.ep == 0, self.dp_replicate, np.maximum(1, self.data * self.cp // self.ep))

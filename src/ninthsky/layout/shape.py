@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ninthsky.config.schema import Model, Settings
+from ninthsky.config.schema import Model, Train
+from ninthsky.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,56 @@ class Sizes:
         filled = {key: value for key, value in model.model_dump().items() if value is not None}
         dim, heads = filled["dim"], filled["heads"]
         return Sizes(
-            layers=filled["layers"], dim=dim, heads=heads, kv_heads=filled["kv_heads"], head_dim=dim // heads, vocab=vocab,
-            experts=filled["experts"], experts_per_token=filled["experts_per_token"], expert_dim=filled["expert_dim"],
-            shared_experts=filled["shared_experts"], dense_layers=filled["dense_layers"], dense_dim=filled["dense_dim"],
+            layers=filled["layers"],
+            dim=dim,
+            heads=heads,
+            kv_heads=filled["kv_heads"],
+            head_dim=dim // heads,
+            vocab=vocab,
+            experts=filled["experts"],
+            experts_per_token=filled["experts_per_token"],
+            expert_dim=filled["expert_dim"],
+            shared_experts=filled["shared_experts"],
+            dense_layers=filled["dense_layers"],
+            dense_dim=filled["dense_dim"],
             qk_norm=filled["qk_norm"],
+        )
+
+    @staticmethod
+    def of_config(config: dict[str, Any], where: str) -> Sizes:
+        """From a Hugging Face config.json of a dense or sparse decoder. Raises UserError N9-LAY-002 naming what is missing."""
+
+        def first(*keys: str, default: int | None = None) -> int:
+            for key in keys:
+                if isinstance(config.get(key), int):
+                    return int(config[key])
+            if default is None:
+                raise UserError(
+                    "N9-LAY-002",
+                    f"the model file has no whole number under {' or '.join(keys)}",
+                    where,
+                    "give the config.json of a decoder in Hugging Face layout",
+                )
+            return default
+
+        dim, heads, layers = first("hidden_size"), first("num_attention_heads"), first("num_hidden_layers")
+        experts = first("n_routed_experts", "num_experts", "num_local_experts", default=0)
+        dense_dim = first("intermediate_size", default=0) if experts else first("intermediate_size")
+        return Sizes(
+            layers=layers,
+            dim=dim,
+            heads=heads,
+            kv_heads=first("num_key_value_heads", default=heads),
+            head_dim=first("head_dim", default=dim // heads),
+            vocab=first("vocab_size"),
+            experts=experts,
+            experts_per_token=first("num_experts_per_tok") if experts else 0,
+            expert_dim=first("moe_intermediate_size", "intermediate_size") if experts else 0,
+            shared_experts=first("n_shared_experts", default=0),
+            dense_layers=first("first_k_dense_replace", default=0) if experts else layers,
+            dense_dim=dense_dim,
+            qk_norm=bool(config.get("use_qk_norm", False)),
+            tied=bool(config.get("tie_word_embeddings", False)),
         )
 
     @property
@@ -112,10 +160,13 @@ class Sizes:
         return self.common + self.sparse_layers * self.experts_per_token * self.expert
 
     def flops_per_token(self, sequence: int) -> float:
-        """Floating-point operations to train on one token: 6 per active matrix weight, plus causal attention (PaLM, arXiv 2204.02311,
-        appendix B, halved for the causal mask). The embedding look-up multiplies nothing."""
+        """Floating-point operations to train on one token: 6 per active matrix weight, plus causal attention.
+
+        PaLM (arXiv 2204.02311), appendix B, over the (sequence + 1) / 2 positions that a token sees on average. The
+        embedding look-up multiplies nothing.
+        """
         matrices = self.active - self.embedding * (0 if self.tied else 1) - self.layers * self.norms - self.dim
-        return 6.0 * matrices + 6.0 * self.layers * self.heads * self.head_dim * sequence
+        return 6.0 * matrices + 6.0 * self.layers * self.heads * self.head_dim * (sequence + 1)
 
 
 @dataclass(frozen=True)
@@ -128,14 +179,19 @@ class Work:
     master_bytes: int = 4  # of a weight as it is kept
     gradient_bytes: int = 4  # of a gradient as it is kept and reduced
     optimizer_bytes: int = 8  # AdamW: two fp32 moments per weight
+    gather_bytes: int = 2  # of a weight as it is gathered, and of its gradient before it is reduced
+    unit_bytes: int = 32 << 20  # layers are gathered together up to this size, as `train.parallel` does
+    copies: bool = False  # each rank's state goes to another host after every step, as `guard.agent` ships it
 
     @staticmethod
-    def of(settings: Settings, chip_computes_in: int) -> Work:
-        """From [train]; precision "auto" means the bytes that the chip is listed with."""
-        precision = settings.train.precision
-        width = {"auto": chip_computes_in, "fp32": 4, "bf16": 2}[precision]
-        assert settings.train.sequence is not None and settings.train.batch is not None
-        return Work(settings.train.sequence, settings.train.batch, compute_bytes=width)
+    def of(train: Train, chip_computes_in: int) -> Work:
+        """A step as `train.pretrain` makes it: weights are gathered as they are kept, bf16 is autocast, copies are shipped.
+
+        precision "auto" means the bytes that the card is listed with.
+        """
+        width = {"auto": chip_computes_in, "fp32": 4, "bf16": 2}[train.precision]
+        assert train.sequence is not None and train.batch is not None, "size fills in both"
+        return Work(train.sequence, train.batch, compute_bytes=width, gather_bytes=4, copies=True)
 
     @property
     def tokens(self) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from ninthsky.guard.probe.messages import Abort, Fenced, Stop, ToAgent, ToRank, decode_to_rank, frame, receive
@@ -18,10 +20,10 @@ from ninthsky.guard.probe.messages import Abort, Fenced, Stop, ToAgent, ToRank, 
 FENCED_STATUS = 3  # exit status of a rank that was replaced while it could not hear
 ORPHANED_STATUS = 4  # exit status of a rank whose agent is gone
 
-T = TypeVar("T")
+Wanted = TypeVar("Wanted")
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error: the generation ended while something was waited for
+class Interrupted(Exception):  # noqa: N818 - no error: the generation or the job ended while something was waited for
     """Abort or Stop came instead of what was waited for."""
 
     def __init__(self, message: Abort | Stop) -> None:
@@ -30,24 +32,24 @@ class Interrupted(Exception):  # noqa: N818 - it is no error: the generation end
 
 
 class Line:
-    """Connected to the agent's Unix socket at `path`.
+    """Connected to the agent's Unix socket at `path`. `on_abort` runs in the reader thread.
 
-    `on_abort` runs in the reader thread. A rank writes only inside `with line.writing():`, which a fenced process cannot enter.
+    `generation` is set by the rank when it is assigned: an Abort of an older one is dropped.
     """
 
     def __init__(self, path: str, on_abort: Callable[[Abort], None]) -> None:
+        self.generation = -1
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(path)
         self._on_abort = on_abort
         self._sending = threading.Lock()
         self._writing = threading.Lock()
-        self._waiting: list[ToRank] = []
+        self._set_aside: list[ToRank] = []
         self._inbox: queue.SimpleQueue[ToRank] = queue.SimpleQueue()
-        self.round_trips: dict[str, float] = {}
         threading.Thread(target=self._read, name="line", daemon=True).start()
 
     def send(self, message: ToAgent) -> None:
-        """Whole or not at all; from any thread. The process ends where the agent is gone: nobody could command it any more."""
+        """Whole, from any thread. Where the agent is gone the process ends: nobody could command it any more."""
         data = frame(message)
         try:
             with self._sending:
@@ -55,49 +57,60 @@ class Line:
         except OSError:
             os._exit(ORPHANED_STATUS)
 
-    def writing(self) -> threading.Lock:
-        """Held while a file becomes visible. Fenced takes it too, so that the process never ends half way through a rename."""
-        return self._writing
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Wraps each moment in which a file of this rank becomes visible.
 
-    def wait_for(self, kind: type[T], accept: Callable[[T], bool] = lambda _: True, timeout: float | None = None) -> T:
-        """The next message of that kind that `accept` takes; others keep their order and wait.
-
-        Raises Interrupted when Abort or Stop comes first (unless it is what is asked for), TimeoutError after `timeout` seconds.
+        Entered only when nothing from the agent is left unread: a process that was frozen and replaced hears Fenced first.
         """
-        end = None if timeout is None else time.monotonic() + timeout
-        for index, message in enumerate(self._waiting):
-            if isinstance(message, kind) and accept(message):
-                return self._waiting.pop(index)  # type: ignore[return-value]
         while True:
-            message = self._next(end)
+            self._writing.acquire()
+            if not select.select([self._socket], [], [], 0)[0]:
+                break
+            self._writing.release()
+            time.sleep(0.0005)  # the reader's turn
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    def wait_for(self, kind: type[Wanted], accept: Callable[[Wanted], bool] = lambda _: True) -> Wanted:
+        """The next message of that kind that `accept` takes; other messages keep their order and wait.
+
+        Raises Interrupted when Abort or Stop comes first.
+        """
+        for index, message in enumerate(self._set_aside):
+            if isinstance(message, kind) and accept(message):
+                del self._set_aside[index]
+                return message
+        while True:
+            message = self._inbox.get()
+            if isinstance(message, Abort) and message.generation < self.generation:
+                continue
             if isinstance(message, kind) and accept(message):
                 return message
             if isinstance(message, (Abort, Stop)):
                 raise Interrupted(message)
-            self._waiting.append(message)
+            self._set_aside.append(message)
 
-    def forget(self) -> None:
-        """A new generation: what was said about the old one is answered by nobody."""
-        self._waiting.clear()
-
-    def _next(self, end: float | None) -> ToRank:
-        try:
-            return self._inbox.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
-        except queue.Empty:
-            raise TimeoutError("the agent did not answer in time") from None
+    def begin(self, generation: int) -> None:
+        """A new generation: answers that were meant for the old one are forgotten."""
+        self.generation = generation
+        self._set_aside.clear()
 
     def _read(self) -> None:
         while True:
-            try:
-                body = receive(self._socket)
-            except OSError:
-                body = None
-            if body is None:
-                os._exit(ORPHANED_STATUS)
-            message = decode_to_rank(body)
-            if isinstance(message, Fenced):
-                with self._writing:
+            select.select([self._socket], [], [])
+            with self._writing:
+                try:
+                    body = receive(self._socket)
+                except OSError:
+                    body = None
+                if body is None:
+                    os._exit(ORPHANED_STATUS)
+                message = decode_to_rank(body)
+                if isinstance(message, Fenced):
                     os._exit(FENCED_STATUS)
-            if isinstance(message, Abort):
+            if isinstance(message, Abort) and message.generation >= self.generation:
                 self._on_abort(message)
             self._inbox.put(message)

@@ -1,0 +1,152 @@
+"""Debian's `debian-handbook` package as a source of real pages: fetched as a package, unpacked without installing anything.
+
+The book (26 languages, 127 pages each, GPL-2+ or CC BY-SA 3.0) was written by Raphael Hertzog, Roland Mas and translators.
+No root is needed: where the system's package lists are empty, lists of our own are fetched into the cache.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ninthsky.data.sources import Source, entry
+from ninthsky.errors import UserError
+
+PACKAGE = "debian-handbook"
+_ROOT = "usr/share/doc/debian-handbook/html/"
+_MAX_MEMBER = 20_000_000  # bytes; the book's largest page has 0.1 MB
+_SECONDS = 600.0
+
+
+def cache_folder() -> Path:
+    """XDG's cache folder for this program."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ninthsky"
+
+
+def source(say: Callable[[str], None]) -> Source:
+    """All pages of the book. The second time nothing is fetched. Raises UserError N9-DATA-001."""
+    folder = cache_folder() / PACKAGE
+    kept = sorted(folder.glob("*.parquet"))
+    if kept:
+        stored = kept[-1]
+        say(f"{PACKAGE}: pages kept from before ({stored.name})")
+    else:
+        package = fetch(folder, say)
+        say(f"{PACKAGE}: unpacking {package.name} ({package.stat().st_size / 1e6:.0f} MB), nothing is installed")
+        stored = folder / f"{package.stem}.parquet"
+        _store(pages_of(package), stored)
+    paths = pq.read_table(stored, columns=["path"]).column("path").to_pylist()
+
+    def read(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
+        wanted = set(chosen)
+        for batch in pq.ParquetFile(stored).iter_batches(batch_size=128):
+            if not wanted.isdisjoint(batch.column("path").to_pylist()):
+                yield from ((row["path"], row["html"]) for row in batch.to_pylist() if row["path"] in wanted)
+
+    return Source(PACKAGE, tuple(map(entry, paths)), read)
+
+
+def fetch(folder: Path, say: Callable[[str], None]) -> Path:
+    """Downloads the package with apt into `folder` and returns its path. Raises UserError N9-DATA-001 with apt's own words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = sorted(folder.glob(f"{PACKAGE}_*.deb"))
+    if present:
+        return present[-1]
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise _unavailable("there is no apt-get on this machine", "name a folder of HTML in [data] sources")
+    say(f"{PACKAGE}: fetching the package (35 MB)")
+    error = _apt(apt, folder, ["download", PACKAGE])
+    if error:
+        say(f"{PACKAGE}: not in the system's package lists; fetching lists of our own")
+        lists = folder / "apt"
+        for part in ("lists/partial", "cache/archives/partial"):
+            (lists / part).mkdir(parents=True, exist_ok=True)
+        own = ["-o", f"Dir::State::lists={lists / 'lists'}", "-o", f"Dir::Cache={lists / 'cache'}"]
+        error = _apt(apt, folder, [*own, "update"]) or _apt(apt, folder, [*own, "download", PACKAGE])
+        shutil.rmtree(lists, ignore_errors=True)
+    present = sorted(folder.glob(f"{PACKAGE}_*.deb"))
+    if not present:
+        raise _unavailable(error or "apt-get downloaded nothing", "run `apt-get update`, or name a folder of HTML in [data] sources")
+    return present[-1]
+
+
+def _apt(apt: str, folder: Path, arguments: list[str]) -> str:
+    """Runs apt-get in `folder`; what it said when it failed, else nothing."""
+    # Without the sandbox user apt would complain that another user cannot write into our cache.
+    command = [apt, "-q", "-o", "APT::Sandbox::User=root", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False, env={**os.environ, "LC_ALL": "C"}
+        )
+    except subprocess.TimeoutExpired:
+        return f"apt-get gave no answer in {_SECONDS:.0f} s"
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["apt-get failed"])[-1]
+
+
+def _unavailable(what: str, next: str) -> UserError:
+    return UserError("N9-DATA-001", f"the package {PACKAGE} could not be fetched: {what}", '[data] sources = ["debian-handbook"]', next)
+
+
+def pages_of(package: Path) -> Iterator[tuple[str, bytes]]:
+    """Path under the book's folder and bytes of each HTML page of a .deb, in the archive's order.
+
+    Members are read, never written to disk, so a path that climbs out of the archive leads nowhere.
+    Raises UserError N9-DATA-001 when the file is no Debian package.
+    """
+    with package.open("rb") as raw, _data_member(raw, package) as data, tarfile.open(fileobj=data, mode="r|") as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            if not (member.isfile() and name.startswith(_ROOT) and name.endswith(".html") and member.size <= _MAX_MEMBER):
+                continue
+            path = name.removeprefix(_ROOT)
+            content = archive.extractfile(member)
+            if content is not None and path.count("/") == 1:
+                yield path, content.read()
+
+
+def _data_member(raw: IO[bytes], package: Path) -> IO[bytes]:
+    """The decompressed stream of data.tar.* inside the `ar` archive that a .deb is (deb(5))."""
+    if raw.read(8) != b"!<arch>\n":
+        raise UserError("N9-DATA-001", "not a Debian package", str(package), "delete the file, and run again")
+    while len(header := raw.read(60)) == 60:
+        name, size = header[:16].rstrip(b" /").decode("ascii", "replace"), int(header[48:58])
+        if name.startswith("data.tar"):
+            # Only this member's bytes: what follows it in the archive is no part of the stream.
+            content = io.BytesIO(raw.read(size))
+            if name.endswith(".xz"):
+                return cast(IO[bytes], lzma.open(content))
+            if name.endswith(".gz"):
+                return cast(IO[bytes], gzip.open(content))
+            if name.endswith(".zst"):
+                import zstandard
+
+                return cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(content))
+            return content
+        raw.seek(size + size % 2, io.SEEK_CUR)
+    raise UserError("N9-DATA-001", "the Debian package has no data member", str(package), "delete the file, and run again")
+
+
+def _store(pages: Iterator[tuple[str, bytes]], target: Path) -> None:
+    """Keeps pages as one Parquet file, whole or not at all."""
+    draft = target.with_suffix(f".{os.getpid()}.draft")
+    schema = pa.schema([("path", pa.string()), ("html", pa.binary())])
+    rows = sorted(pages)
+    if not rows:
+        raise _unavailable("it holds no HTML", "name a folder of HTML in [data] sources")
+    with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+        for start in range(0, len(rows), 128):
+            part = rows[start : start + 128]
+            writer.write_table(pa.table({"path": [row[0] for row in part], "html": [row[1] for row in part]}, schema))
+    draft.replace(target)

@@ -1,0 +1,122 @@
+"""Faults as files: faults/F-0001.json holds the evidence, the times, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ninthsky.evidence import Evidence
+from ninthsky.guard.fleet import Window
+from ninthsky.guard.judges import Verdict
+from ninthsky.guard.spec import Injected
+from ninthsky.run.folder import write_json
+
+State = Literal["open", "repaired", "advised", "stopped"]
+
+_INJECTED_AS = {"exit": "kill", "frozen": "freeze", "nonfinite": "nan", "slow": "slow"}
+
+
+class Timeline(msgspec.Struct, omit_defaults=True):
+    """Unix seconds by the controller's clock. `began` is reckoned back from the evidence (age of the last heartbeat, say)."""
+
+    began: float | None = None
+    noticed: float | None = None  # the evidence reached the controller
+    named: float | None = None  # the verdict was told
+    aborted: float | None = None  # survivors were told to let go
+    assigned: float | None = None  # places were given out
+    joined: float | None = None  # every rank joined the new generation
+    trained: float | None = None  # every rank passed the first gate after the fault
+
+
+class Fault(msgspec.Struct, kw_only=True):
+    """One fault, from its first sign to the first step after it."""
+
+    id: str
+    cause: str
+    state: State
+    injected: bool
+    generation: int
+    resumed_generation: int | None = None
+    resume_step: int | None = None
+    step: int
+    rank: int | None
+    host: str
+    card: str
+    replaced_by: str = ""
+    steps_redone: int = 0
+    committed_steps_lost: int = 0
+    timeline: Timeline
+    evidence: Evidence
+
+    def seconds(self, mark: str) -> float | None:
+        """From its beginning to `named`, `joined`, `trained`..."""
+        end, began = getattr(self.timeline, mark), self.timeline.began
+        return None if end is None or began is None else round(end - began, 4)
+
+
+def read_faults(folder: Path) -> list[Fault]:
+    """Faults of a job's folder, in order."""
+    return [msgspec.json.decode(path.read_bytes(), type=Fault) for path in sorted(folder.glob("F-*.json"))]
+
+
+class FaultBook:
+    """All faults of a job; each change is written at once."""
+
+    def __init__(self, folder: Path, injected: list[Injected]) -> None:
+        self.folder = folder
+        self.faults: list[Fault] = read_faults(folder)
+        self._injected = list(injected)
+        for fault in self.faults:
+            if fault.injected:
+                self._match(fault.cause, fault.rank, fault.step)
+
+    def open(self, verdict: Verdict, window: Window, step: int, wall: float) -> Fault:
+        """A new fault. `wall` is the time now, in Unix seconds."""
+        number = f"F-{len(self.faults) + 1:04d}"
+        rank = verdict.ranks[0] if verdict.ranks else None
+        host = verdict.host or (window.hosts[rank] if rank is not None else "")
+        card = window.place(rank) if rank is not None and verdict.cause != "host" else ""
+        injected = self._match(verdict.cause, rank, step)
+        where: dict[str, str | int | float] = {"generation": window.generation, "step": step}
+        where |= {"host": host} if host else {}
+        where |= {"card": card} if card else {}
+        where |= {"rank": rank} if rank is not None and verdict.cause != "host" else {}
+        subject = card and f"card {card} (rank {rank})" or (host and f"host {host}") or "the job"
+        evidence = Evidence(id=number, kind="fault", subject=subject, verdict=verdict.text + (" (injected by this run)" if injected else ""),
+                            facts=verdict.facts, ruled_out=verdict.ruled_out, confidence=verdict.confidence, decided_by=verdict.judge, where=where)
+        fault = Fault(id=number, cause=verdict.cause, state="open", injected=injected, generation=window.generation, step=step, rank=rank,
+                      host=host, card=card, timeline=Timeline(began=wall - verdict.onset, noticed=wall, named=wall), evidence=evidence)
+        self.faults.append(fault)
+        self.save(fault)
+        return fault
+
+    def amend(self, fault: Fault, verdict: Verdict) -> None:
+        """More evidence came: the verdict is replaced, the fault stays the same."""
+        fault.evidence = msgspec.structs.replace(
+            fault.evidence, verdict=verdict.text + (" (injected by this run)" if fault.injected else ""), facts=verdict.facts,
+            ruled_out=verdict.ruled_out, confidence=verdict.confidence)
+        self.save(fault)
+
+    def remedy(self, fault: Fault, text: str) -> None:
+        """Adds a rung of the ladder to what was done."""
+        before = fault.evidence.remedy
+        fault.evidence = msgspec.structs.replace(fault.evidence, remedy=f"{before}; then {text}" if before else text)
+        self.save(fault)
+
+    def save(self, fault: Fault) -> None:
+        write_json(self.folder / f"{fault.id}.json", msgspec.to_builtins(fault))
+
+    def open_ones(self) -> Iterator[Fault]:
+        return (fault for fault in self.faults if fault.state == "open")
+
+    def _match(self, cause: str, rank: int | None, step: int) -> bool:
+        """Whether this is a fault that the job inflicted on itself; each injection explains one fault."""
+        for injected in self._injected:
+            near = step - injected.step
+            if injected.kind == _INJECTED_AS.get(cause) and injected.rank == rank and near >= -1 and (near <= 2 or cause == "slow"):
+                self._injected.remove(injected)
+                return True
+        return False

@@ -1,0 +1,165 @@
+"""Nothing moves: who is waited for and waits for nobody?
+
+Heartbeats alone tell that there is a hang, not where: only a frozen process stops beating here, because the beat comes from
+a thread of its own. For the rest the sequence numbers of every process group are a wait-for graph: a rank that entered
+collective N of a group waits for those members that have not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ninthsky.evidence import Fact
+from ninthsky.guard.fleet import Window
+from ninthsky.guard.judges.verdict import Limits, Verdict
+from ninthsky.guard.probe.record import Phase
+
+SETTLING_STEPS = 3  # first steps of a generation are slower: caches, allocations, connections
+SETTLING_FACTOR = 4.0
+GAP_FACTOR = 3.0
+STOPPED = frozenset("Tt")
+IDLE_CPU = 0.05  # seconds of processor time since the last heartbeat, below which a process did nothing
+
+
+def judge_hang(window: Window, limits: Limits) -> list[Verdict]:
+    """At most one verdict; none while anything moves, or while the ages themselves cannot be trusted."""
+    if max(window.host_silence.values(), default=0.0) > limits.host_seconds / 2 or max(window.host_late.values(), default=0.0) > 0.5:
+        return []  # another judge's case, or this machine itself stood still
+    return judge_frozen(window, limits) or judge_stuck(window, limits)
+
+
+def judge_frozen(window: Window, limits: Limits) -> list[Verdict]:
+    """A process whose heart stopped, while others' beat."""
+    age = window.heartbeat_age
+    stopped = np.array([letter in STOPPED for letter in window.state])
+    started = window.known & (window.record["phase"] > Phase.START)
+    silent = (age >= limits.hang_seconds) & (stopped | (started & (window.stale_cpu < IDLE_CPU)))
+    beating = age < limits.hang_seconds / 2
+    if not silent.any() or not (beating.any() or stopped.any()):
+        return []
+    # A stopped process is beyond doubt; one that merely does not beat must also hold the others up.
+    ranks = [int(rank) for rank in np.flatnonzero(silent) if stopped[rank] or window.quiet[beating].min(initial=np.inf) >= 1.0]
+    verdicts = []
+    for rank in ranks:
+        facts = [
+            Fact("heartbeat age", float(age[rank]), limits.hang_seconds, "s", "record in shared memory"),
+            Fact("process state", window.state[rank], "T" if stopped[rank] else None, source="/proc/PID/stat"),
+            Fact("processor time since the last heartbeat", float(window.stale_cpu[rank]), IDLE_CPU, "s", "/proc/PID/stat"),
+            *_waiting_for(window, rank),
+        ]
+        others = age[beating]
+        ruled_out = []
+        if others.size:
+            ruled_out.append(f"the network or the whole machine: {others.size} other ranks beat, the oldest {others.max():.1f} s ago")
+        ruled_out.append("an exit: the process exists")
+        if stopped[rank]:
+            ruled_out.append("slow code: a stopped process runs none")
+        text = "process is stopped (state T)" if stopped[rank] else "process is frozen: no heartbeat, no processor time"
+        verdicts.append(Verdict("frozen", (rank,), text, tuple(facts), tuple(ruled_out), 1.0 if stopped[rank] else 0.9, onset=float(age[rank])))
+    return verdicts
+
+
+def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
+    """All hearts beat, nothing moves."""
+    if not window.known.all():
+        return []
+    limit = stuck_limit(window, limits)
+    quiet = float(window.quiet.min())
+    if quiet < limit or (window.record["phase"] == Phase.DONE).any() or (window.record["phase"] == Phase.VERDICT).all():
+        return []
+    graph = WaitFor(window.record)
+    base = (
+        Fact("no progress anywhere", quiet, limit, "s", "steps, phases and collectives of all ranks"),
+        Fact("oldest heartbeat", float(window.heartbeat_age.max()), limits.hang_seconds, "s", "records"),
+    )
+    beating = "a frozen process: every heartbeat thread still beats, so only the main thread is stuck"
+    if graph.mismatched.any():
+        ranks = ", ".join(map(str, np.flatnonzero(graph.mismatched)))
+        facts = (*base, Fact("ranks in a different collective under the same number", ranks, source="op hash of the records"))
+        return [Verdict("mismatch", (), "ranks entered different collectives: an error of the program", facts, (beating,), 0.8, onset=quiet)]
+    roots = np.flatnonzero(graph.roots)
+    if len(roots) == 0:
+        facts = (*base, Fact("ranks inside a collective that all have entered", float(graph.waiting.sum()), source="sequence numbers"))
+        text = "every rank entered the same collective and none left it: a link or the transport"
+        return [Verdict("unknown", (), text, facts, (beating, "a rank that did not arrive: all arrived"), 0.5, onset=quiet)]
+    if len(roots) > max(1, window.ranks // 4):
+        facts = (*base, Fact("ranks waited for", ", ".join(map(str, roots)), source="sequence numbers"))
+        return [Verdict("unknown", (), f"{len(roots)} ranks at once are waited for", facts, (beating,), 0.3, onset=quiet)]
+    if (window.unheld[roots] >= 1.0).all():
+        facts = (*base, Fact("longest wait for a shard's copy", float(window.unheld[roots].max()), 1.0, "s", "agent"))
+        text = f"ranks {', '.join(map(str, roots))} wait until another host holds a copy of their state"
+        return [Verdict("unknown", (), text, facts, (beating, "the card: it waits for the copy, not the other way round"), 0.5, onset=quiet)]
+    verdicts = []
+    for rank in map(int, roots):
+        phase = Phase(int(window.record["phase"][rank])).name
+        cpu = float(window.stale_cpu[rank])
+        facts = (*base, Fact("phase", phase, source="record"), Fact("process state", window.state[rank], source="/proc/PID/stat"),
+                 *_waiting_for(window, rank))
+        text = f"main thread is stuck in phase {phase}"
+        confidence = 0.9 if len(roots) == 1 else 0.7
+        ruled_out = (beating, f"a victim: {int(graph.waiting.sum())} ranks wait in a collective, this one waits in none")
+        verdicts.append(Verdict("stuck", (rank,), text, facts, ruled_out, confidence, onset=max(quiet, cpu)))
+    return verdicts
+
+
+def stuck_limit(window: Window, limits: Limits) -> float:
+    """Seconds without progress that are too long: by the longest gap that normal steps had, and more in the first steps."""
+    limit = max(limits.hang_seconds, GAP_FACTOR * window.longest_gap)
+    return limit * (SETTLING_FACTOR if window.steps_seen < SETTLING_STEPS else 1.0)
+
+
+class WaitFor:
+    """The wait-for graph of a fleet's records, all groups together. Arrays have one entry per rank."""
+
+    waiting: NDArray[np.bool_]  # stands in a collective
+    waited_for: NDArray[np.bool_]  # has not entered one in which others stand
+    roots: NDArray[np.bool_]  # waited for, and waits for nobody
+    mismatched: NDArray[np.bool_]  # entered another collective than most under the same number
+
+    def __init__(self, record: NDArray[np.void]) -> None:
+        groups = record["groups"]
+        ranks = len(record)
+        used = groups["id"] != 0
+        self.waiting = (used & (groups["completed"] < groups["enqueued"])).any(axis=1)
+        self.waited_for = np.zeros(ranks, bool)
+        self.mismatched = np.zeros(ranks, bool)
+        rows = np.nonzero(used)[0]
+        ids, enqueued, completed, op = (groups[name][used] for name in ("id", "enqueued", "completed", "op"))
+        names, member_of = np.unique(ids, return_inverse=True)
+        newest = np.zeros(len(names), np.int64)
+        np.maximum.at(newest, member_of, enqueued.astype(np.int64))
+        at_front = enqueued == newest[member_of]
+        stands = np.zeros(len(names), bool)
+        np.logical_or.at(stands, member_of, at_front & (completed < enqueued))
+        behind = ~at_front & stands[member_of]
+        self.waited_for[rows[behind]] = True
+        # A member that stands in an older collective of the same group waits for yet others, not for the front.
+        for group in np.flatnonzero(stands):
+            inside = (member_of == group) & at_front & (completed < enqueued)
+            kinds, counts = np.unique(op[inside], return_counts=True)
+            if len(kinds) > 1:
+                self.mismatched[rows[inside & (op != kinds[counts.argmax()])]] = True
+        if self.waiting.any() and not self.waited_for.any():
+            # Somebody may never have entered the group at all in this generation: then it is not in that rank's record.
+            self.waited_for = ~self.waiting
+        self.roots = self.waited_for & ~self.waiting
+
+
+def _waiting_for(window: Window, rank: int) -> list[Fact]:
+    """How far the rank is behind in the group where it lags most."""
+    groups = window.record["groups"]
+    best: tuple[int, int, int] | None = None
+    for mine in groups[rank]:
+        if not mine["id"]:
+            continue
+        others = groups[(groups["id"] == mine["id"])]
+        front = int(others["enqueued"].max())
+        waiting = int(((others["enqueued"] == front) & (others["completed"] < front)).sum())
+        behind = front - int(mine["enqueued"])
+        if behind > 0 and waiting and (best is None or behind > best[0]):
+            best = (behind, front, waiting)
+    if best is None:
+        return []
+    behind, front, waiting = best
+    return [Fact("collectives behind its group", float(behind), 0.0, source=f"sequence numbers: {waiting} ranks stand in number {front}")]

@@ -1,0 +1,41 @@
+"""What a judge hands over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ninthsky.evidence import Fact
+
+Cause = Literal["exit", "frozen", "stuck", "host", "nonfinite", "slow", "mismatch", "unknown"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of the judges: seconds, ratios and counts of steps."""
+
+    hang_seconds: float = 2.5
+    host_seconds: float = 2.5
+    slow_ratio: float = 1.5
+    slow_steps: int = 8
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that is wrong. `ranks` are those to be replaced; empty where nobody is blamed.
+
+    `onset` is how many seconds before the verdict's window it began, where that can be told.
+    """
+
+    cause: Cause
+    ranks: tuple[int, ...]
+    text: str
+    facts: tuple[Fact, ...]
+    ruled_out: tuple[str, ...] = ()
+    confidence: float | None = None
+    host: str = ""  # for cause "host"
+    onset: float = 0.0
+
+    @property
+    def judge(self) -> str:
+        return f"judge {self.cause}"

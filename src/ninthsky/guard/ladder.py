@@ -1,0 +1,74 @@
+"""What is done about a verdict: the lowest rung that serves, within limits; above the last rung a person is paged.
+
+redo the step -> redo it with the data moved on by one rank -> skip the step (only where another card found the same)
+-> rebuild the groups -> regroup with a prepared spare -> wait for a restarted process -> stop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ninthsky.guard.judges import Verdict
+from ninthsky.guard.judges.nonfinite import Finding
+from ninthsky.guard.spec import Watch
+
+Rung = Literal["redo", "rotate", "skip", "rebuild", "regroup", "stop"]
+CARD_FAILURES = 2  # a card that failed so often is kept out
+REBUILDS = 3  # without a step in between
+
+
+@dataclass
+class History:
+    """What was done before; the journal keeps it."""
+
+    evictions: list[float] = field(default_factory=list)  # Unix seconds
+    card_failures: Counter[str] = field(default_factory=Counter)  # "host/card"
+    rebuilds: int = 0  # since the last committed step
+    program_errors: Counter[int] = field(default_factory=Counter)  # step -> exits with an error status there
+
+    def evictions_last_hour(self, now: float) -> int:
+        return sum(now - at < 3600 for at in self.evictions)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One rung. `evict`: ranks whose cards are replaced. `text` says what is done, and why no lower rung serves."""
+
+    rung: Rung
+    text: str
+    evict: tuple[int, ...] = ()
+
+
+def climb(verdict: Verdict, history: History, watch: Watch, step: int, now: float, status: int = 0) -> Remedy:
+    """The rung for everything but bad gradients. `status` is the exit status where a process ended."""
+    if verdict.cause == "mismatch":
+        return Remedy("stop", "stopped: ranks of one program disagree about the next collective, which no other card mends")
+    if verdict.cause == "exit" and status > 0 and history.program_errors[step] >= 1:
+        return Remedy("stop", f"stopped: the program ended with an error at step {step} on another card too")
+    if not verdict.ranks:
+        if history.rebuilds >= REBUILDS:
+            return Remedy("stop", f"stopped: {history.rebuilds} rebuilds without a step in between")
+        return Remedy("rebuild", "groups rebuilt with the same cards: nobody is blamed")
+    evictions = history.evictions_last_hour(now) + len(verdict.ranks)
+    if evictions > watch.max_evictions_per_hour and verdict.cause != "host":
+        return Remedy("stop", f"stopped: {evictions} evictions within an hour, at most {watch.max_evictions_per_hour} allowed")
+    return Remedy("regroup", "regrouped, another card takes the place with the state from its replica", verdict.ranks)
+
+
+def climb_nonfinite(finding: Finding, votes: int, rank: int, watch: Watch) -> Remedy:
+    """The rung after `votes` attempts of a step with bad gradients."""
+    if finding in {"once", "again"}:
+        if votes < watch.max_redo:
+            return Remedy("redo", "step redone")
+        return Remedy("rotate", "step redone with the data moved on by one rank, not applied")
+    if finding == "card":
+        return Remedy("regroup", f"regrouped, another card takes the place of rank {rank}", (rank,))
+    if finding == "data":
+        return Remedy("skip", "step skipped: another card found the same in these samples")
+    if finding == "gone" and votes <= watch.max_redo + 1:
+        return Remedy("redo", "step redone as it was")
+    if finding == "everywhere" and votes < watch.max_redo:
+        return Remedy("redo", "step redone")
+    return Remedy("stop", "stopped: redoing the step does not help")

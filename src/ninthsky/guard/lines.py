@@ -1,0 +1,82 @@
+"""The agent's end of the Unix socket: accepts the processes that this agent started, nobody else; frames are bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ninthsky.guard.probe.messages import MAX_FRAME, Hello, ToAgent, ToRank, decode_to_agent, frame
+from ninthsky.guard.spawner import Process, Spawner, descends_from
+
+_LENGTH = struct.Struct("<I")
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Lines:
+    """`on_message(process, message)` gets every message of a known process, its Hello first."""
+
+    def __init__(self, spawner: Spawner, on_message: Callable[[Process, ToAgent], None]) -> None:
+        self.refused: Counter[str] = Counter()
+        self._spawner = spawner
+        self._on_message = on_message
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, path: Path) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, path)
+        path.chmod(0o600)
+
+    def send(self, process: Process, message: ToRank) -> bool:
+        """Into the process's socket, which keeps it while the process is frozen. False where there is no connection."""
+        if process.connection is None or process.connection.is_closing():
+            return False
+        process.connection.write(frame(message))
+        return True
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        process: Process | None = None
+        try:
+            while (body := await self._body(reader)) is not None:
+                message = decode_to_agent(body)
+                if process is None:
+                    process = self._introduce(message, writer)
+                    if process is None:
+                        return
+                self._on_message(process, message)
+        except (msgspec.ValidationError, msgspec.DecodeError):
+            self.refused["malformed frame"] += 1
+        except ConnectionError:
+            pass  # the process is gone; its exit is seen by the spawner
+        finally:
+            if process is not None and process.connection is writer:
+                process.connection = None
+            writer.close()
+
+    async def _body(self, reader: asyncio.StreamReader) -> bytes | None:
+        try:
+            (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            if size > MAX_FRAME:
+                self.refused["oversized frame"] += 1
+                return None
+            return await reader.readexactly(size)
+        except asyncio.IncompleteReadError:
+            return None
+
+    def _introduce(self, message: ToAgent, writer: asyncio.StreamWriter) -> Process | None:
+        pid, _, _ = _CREDENTIALS.unpack(
+            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        process = self._spawner.processes.get(message.slot) if isinstance(message, Hello) else None
+        if process is None or not descends_from(pid, process.pid):
+            self.refused["unknown process"] += 1
+            return None
+        process.connection = writer
+        return process

@@ -1,0 +1,59 @@
+"""Where each rank goes in a new generation, and where its state comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ninthsky.guard.protocol import ShardInfo
+
+
+class Card(NamedTuple):
+    """A card slot with a ready process."""
+
+    host: str
+    slot: int
+    pid: int
+
+
+def newest_whole_step(inventories: dict[str, list[ShardInfo]], world: int) -> int:
+    """The newest step of which every rank's state is held somewhere; -1 where there is none."""
+    ranks_at: dict[int, set[int]] = {}
+    for shards in inventories.values():
+        for shard in shards:
+            ranks_at.setdefault(shard.step, set()).add(shard.rank)
+    return max((step for step, ranks in ranks_at.items() if len(ranks) == world), default=-1)
+
+
+def sources(inventories: dict[str, list[ShardInfo]], step: int, hosts: list[str]) -> dict[int, tuple[str, str]]:
+    """(host, xxh3) of shard (rank, step) for each rank, the rank's own host preferred; nothing for step -1."""
+    found: dict[int, tuple[str, str]] = {}
+    for host in sorted(inventories):
+        for shard in inventories[host]:
+            if shard.step == step and (shard.rank not in found or hosts[shard.rank] == host):
+                found[shard.rank] = (host, shard.xxh3)
+    return found if step >= 0 else {}
+
+
+def place(before: list[Card], homes: list[str], candidates: list[Card]) -> list[Card]:
+    """A card for each rank. Who lives stays; the others get a spare of the same host, else of the host with most spares.
+
+    `before` is empty in the first generation: then ranks fill the hosts in order (`homes`: host of each rank).
+    Raises ValueError when there are fewer candidates than ranks.
+    """
+    free = sorted(candidates, key=lambda card: (card.host, card.slot))
+    chosen: list[Card | None] = [None] * len(homes)
+    for rank, card in enumerate(before):
+        if card in free:
+            chosen[rank] = card
+            free.remove(card)
+    for rank, home in enumerate(homes):
+        if chosen[rank] is not None:
+            continue
+        if not free:
+            raise ValueError(f"{len(candidates)} cards for {len(homes)} ranks")
+        wanted = before[rank].host if before else home
+        count = {host: sum(card.host == host for card in free) for host in {card.host for card in free}}
+        card = min(free, key=lambda card: (card.host != wanted, -count[card.host], card.host, card.slot))
+        chosen[rank] = card
+        free.remove(card)
+    return [card for card in chosen if card is not None]

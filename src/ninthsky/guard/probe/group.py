@@ -1,0 +1,306 @@
+"""The process group that counts: forwards each collective to an inner group and notes it in the rank's record.
+
+Registered as backend "guard", it sees every collective of FSDP2, DTensor, DDP and functional collectives, whatever the inner
+back end is. It never waits on its own account and never changes what is sent. A rank that stands in a collective which the
+others have not entered, or has not entered one in which they stand, shows in the counts of that group.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import xxhash
+
+from ninthsky.guard.probe.record import RecordWriter, group_id
+
+BACKEND = "guard"
+
+# (store, rank, size, timeout of a collective) -> a group that does the work
+Inner = Callable[[dist.Store, int, int, timedelta], dist.ProcessGroup]
+FORMING_SECONDS = 20.0  # for the connections of one group; a peer that dies meanwhile is noticed by the guard, not by this
+
+
+class _Kind(NamedTuple):
+    """How a collective is called."""
+
+    sends: int | None  # position of the argument with what this rank sends
+    equal: bool = True  # every rank sends the same shape
+    reduces: bool = False
+
+
+# Every collective method of torch 2.11 to 2.13; a release has those of them that it knows.
+KINDS: dict[str, _Kind] = {
+    "allreduce": _Kind(0, reduces=True),
+    "allreduce_coalesced": _Kind(0, reduces=True),
+    "reduce": _Kind(0, reduces=True),
+    "reduce_scatter": _Kind(1, reduces=True),
+    "_reduce_scatter_base": _Kind(1, reduces=True),
+    "reduce_scatter_single": _Kind(1, reduces=True),
+    "reduce_scatter_tensor_coalesced": _Kind(1, reduces=True),
+    "reduce_scatter_single_coalesced": _Kind(1, reduces=True),
+    "allgather": _Kind(1, equal=False),
+    "allgather_coalesced": _Kind(1, equal=False),
+    "_allgather_base": _Kind(1),
+    "all_gather_single": _Kind(1),
+    "allgather_into_tensor_coalesced": _Kind(1),
+    "all_gather_single_coalesced": _Kind(1),
+    "alltoall": _Kind(1, equal=False),
+    "alltoall_base": _Kind(1, equal=False),
+    "all_to_all_single": _Kind(1, equal=False),
+    "broadcast": _Kind(0),
+    "gather": _Kind(1, equal=False),
+    "scatter": _Kind(1, equal=False),
+    "barrier": _Kind(None),
+    "monitored_barrier": _Kind(None),
+    "send": _Kind(0, equal=False),
+    "recv": _Kind(None, equal=False),
+    "recv_anysource": _Kind(None, equal=False),
+}
+POINT_TO_POINT = ("send", "recv")
+
+
+class GroupGone(RuntimeError):
+    """A collective was called on a group of a generation that was let go."""
+
+
+class Times(NamedTuple):
+    """Seconds spent inside collectives: on the wall, and of this thread's processor time."""
+
+    wall: float
+    cpu: float
+
+
+class Probe:
+    """What a rank measures in all its groups. One per process, used from its main thread.
+
+    `inner` makes the group that does the work wherever torch asks for a "guard" group; it may be replaced between generations.
+    """
+
+    def __init__(self, record: RecordWriter, inner: Inner) -> None:
+        self.record, self.inner = record, inner
+        self.groups: weakref.WeakSet[GuardGroup] = weakref.WeakSet()
+        self.failure = ""  # of the first collective that raised since `let_go`
+        self._wall = self._cpu = 0.0
+        self._watching = False
+        self._outgoing: list[torch.Tensor] = []
+        self._operations: dict[object, int] = {}
+
+    def times(self) -> Times:
+        """Time in collectives since the process began."""
+        return Times(self._wall, self._cpu)
+
+    def watch(self) -> None:
+        """From here to `first_bad`, what this rank sends to be reduced, or to other ranks' experts and stages, is checked."""
+        self._watching = True
+        self._outgoing.clear()
+
+    def first_bad(self) -> int | None:
+        """Ends the watch. Which of the watched collectives was the first that this rank entered with a value that is not finite.
+
+        All ranks of a stage make the same calls in the same order, so of several bad ranks the one with the lowest number is
+        where the value came from: the others received it. The flags stay on the device until here, so nothing stalls.
+        """
+        self._watching = False
+        if not self._outgoing:
+            return None
+        flags = torch.stack(self._outgoing).tolist()
+        self._outgoing.clear()
+        return next((number for number, flag in enumerate(flags) if not math.isfinite(flag)), None)
+
+    def let_go(self) -> None:
+        """Drops the inner groups. Their sockets must have been shut down before: an inner group waits for its own threads."""
+        for group in list(self.groups):
+            group.inner = None
+        self.groups.clear()
+        self.failure = ""
+
+    def check(self, tensors: list[torch.Tensor]) -> None:
+        if not self._watching:
+            return
+        for tensor in tensors:
+            if not tensor.is_floating_point() or not tensor.numel():
+                continue
+            low, high = torch.aminmax(tensor.detach())
+            self._outgoing.append((low * 0 + high * 0).float())  # 0 or NaN
+
+    def operation(self, name: str, kind: _Kind, tensors: list[torch.Tensor]) -> int:
+        """The hash by which ranks compare what they are doing: kind, type and, where it has to be equal, shape."""
+        shape = tuple(tensor.shape for tensor in tensors) if kind.equal else ()
+        key = (name, shape, tensors[0].dtype if tensors else None)
+        known = self._operations.get(key)
+        if known is None:
+            known = self._operations[key] = xxhash.xxh3_64_intdigest(repr(key).encode())
+        return known
+
+    def fail(self, error: RuntimeError) -> None:
+        self.failure = self.failure or str(error).strip().splitlines()[0] or type(error).__name__
+
+    def spent(self, wall: float, cpu: float) -> None:
+        self._wall += time.perf_counter() - wall
+        self._cpu += time.thread_time() - cpu
+
+
+class GuardWork(dist.Work):
+    """The inner group's work; waiting for it counts as communication, and its end as completion."""
+
+    def __init__(self, inner: dist.Work, probe: Probe, group: int, number: int) -> None:
+        super().__init__()
+        self._inner, self._probe, self._group, self._number = inner, probe, group, number
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            done = self._inner.wait(timeout)
+        except RuntimeError as error:
+            self._probe.fail(error)
+            raise
+        finally:
+            self._probe.spent(wall, cpu)
+        self._probe.record.complete(self._group, self._number)
+        return done
+
+    def get_future(self) -> Any:
+        return self._inner.get_future()
+
+    def get_future_result(self) -> Any:
+        return self._inner.get_future_result()
+
+    def is_completed(self) -> bool:
+        return self._inner.is_completed()
+
+    def is_success(self) -> bool:
+        return self._inner.is_success()
+
+    def exception(self) -> Any:
+        return self._inner.exception()
+
+    def result(self) -> Any:
+        return self._inner.result()
+
+    def synchronize(self) -> None:
+        self._inner.synchronize()
+
+    def source_rank(self) -> int:
+        return self._inner.source_rank()
+
+    def _source_rank(self) -> int:
+        return self._inner._source_rank()
+
+    def block_current_stream(self) -> None:
+        self._inner.block_current_stream()
+
+
+class GuardGroup(dist.ProcessGroup):
+    """Wraps `inner`. The inner group can be dropped (`Probe.let_go`): collectives then raise GroupGone."""
+
+    def __init__(self, probe: Probe, inner: dist.ProcessGroup, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        self.inner: dist.ProcessGroup | None = inner
+        self._probe = probe
+        self._name = ""
+        self._ids: dict[str, int] = {}
+        probe.groups.add(self)
+
+    # torch calls these three by their C++ names.
+    def getBackendName(self) -> str:  # noqa: N802
+        return BACKEND
+
+    def setGroupName(self, name: str) -> None:  # noqa: N802
+        self._name = name
+        if self.inner is not None:
+            self.inner._set_group_name(name)
+
+    def getGroupName(self) -> str:  # noqa: N802
+        return self._name
+
+    def _get_backend(self, device: torch.device) -> Any:
+        return self._living()._get_backend(device)
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self._living().set_timeout(timeout)
+
+    def _living(self) -> dist.ProcessGroup:
+        if self.inner is None:
+            raise GroupGone(f"process group {self._name!r} belongs to a generation that was let go")
+        return self.inner
+
+    def _id(self, name: str, arguments: tuple[Any, ...]) -> int:
+        """Under which id a call is counted. A pair of ranks counts its messages apart: others take no part in them."""
+        key = self._name
+        if name in POINT_TO_POINT:
+            here, there = self.rank(), int(arguments[1])
+            source, target = (here, there) if name == "send" else (there, here)
+            key = f"{key}:{source}>{target}"
+        known = self._ids.get(key)
+        if known is None:
+            known = self._ids[key] = group_id(key)
+        return known
+
+
+def _tensors(argument: Any) -> list[torch.Tensor]:
+    if isinstance(argument, torch.Tensor):
+        return [argument]
+    if isinstance(argument, (list, tuple)):
+        return [tensor for inner in argument for tensor in _tensors(inner)]
+    return []
+
+
+def _forwarded(name: str, kind: _Kind) -> Callable[..., dist.Work | None]:
+    def collective(self: GuardGroup, *arguments: Any, **options: Any) -> dist.Work | None:
+        probe, inner = self._probe, self._living()
+        sent = [] if kind.sends is None else _tensors(arguments[kind.sends : kind.sends + 1])
+        if kind.reduces or not kind.equal:
+            probe.check(sent)
+        group = self._id(name, arguments)
+        number = probe.record.enqueue(group, probe.operation(name, kind, sent))
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            work = getattr(inner, name)(*arguments, **options)
+        except RuntimeError as error:
+            probe.fail(error)
+            raise
+        finally:
+            probe.spent(wall, cpu)
+        return None if work is None else GuardWork(work, probe, group, number)
+
+    collective.__name__ = name
+    return collective
+
+
+for _name, _kind in KINDS.items():
+    if hasattr(dist.ProcessGroup, _name):
+        setattr(GuardGroup, _name, _forwarded(_name, _kind))
+
+
+def gloo(address: str) -> Inner:
+    """Makes gloo groups that listen on `address` only."""
+
+    def make(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
+        options = dist.ProcessGroupGloo._Options()
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+        options._timeout = timedelta(seconds=FORMING_SECONDS)
+        backend = dist.ProcessGroupGloo(store, rank, size, options)
+        backend._set_default_timeout(timeout)
+        backend._set_sequence_number_for_group()
+        group = dist.ProcessGroup(store, rank, size)
+        group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+        group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, backend)
+        return group
+
+    return make
+
+
+def register(probe: Probe, device: str) -> None:
+    """Makes "guard" a backend of torch.distributed for `device`. Once in a process."""
+
+    def create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> GuardGroup:
+        return GuardGroup(probe, probe.inner(store, rank, size, timeout), rank, size)
+
+    dist.Backend.register_backend(BACKEND, create, devices=[device])

@@ -1,0 +1,264 @@
+"""What controller and agents, and agents among themselves, say to each other. msgpack by msgspec, over wire.py.
+
+Commands to an agent are numbered and repeated until a report acknowledges them; events from an agent are numbered, and a
+controller that missed one (or was restarted) asks for the whole state. So a lost connection loses nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ninthsky.guard.probe.messages import Assign, ToAgent, ToRank
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class ProcessState(msgspec.Struct, frozen=True):
+    """A process as its agent knows it. `last` holds its newest message of each kind since it was assigned."""
+
+    slot: int
+    pid: int
+    ready: bool
+    generation: int  # 0: never assigned
+    rank: int
+    last: list[ToAgent] = []
+
+
+# -- agent to controller --------------------------------------------------------------------------------------------------
+
+
+class Register(_Message):
+    """All that an agent knows, on its first connection and whenever the controller asks."""
+
+    address: str
+    port: int  # of its shard server
+    generation: int
+    processes: list[ProcessState]
+    events: int  # number of its last event
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True):
+    """One process in a report: its record (448 bytes, empty if unreadable), and what /proc and the agent know of it."""
+
+    slot: int
+    pid: int
+    record: bytes
+    age: float  # seconds since its heartbeat, by its own host's clock; -1 without a record
+    state: str  # of /proc/PID/stat: R S D T t Z X
+    cpu: float  # seconds of processor time used so far
+    unheld: float  # seconds that its last shard has waited for a copy on another host; 0: none waits
+
+
+class Report(_Message):
+    """Sent ten times a second. `late` is how many seconds late this agent's own clock tick was."""
+
+    events: int
+    commands: int  # number of the last command done
+    late: float
+    processes: list[Seen]
+
+
+class FromRank(_Message):
+    """A rank's message, passed on."""
+
+    event: int
+    slot: int
+    pid: int
+    message: ToAgent
+
+
+class Started(_Message):
+    event: int
+    slot: int
+    pid: int
+
+
+class Exited(_Message):
+    """A process ended. `status` as in subprocess: negative is a signal. `oom` counts kernel OOM kills during its life."""
+
+    event: int
+    slot: int
+    pid: int
+    status: int
+    oom: int
+    log: str
+    tail: str  # last lines of its log
+
+
+class ShardInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A verified shard in an agent's store."""
+
+    rank: int
+    step: int
+    size: int
+    xxh3: str
+
+
+class Inventory(_Message):
+    """Answer to Prepare."""
+
+    event: int
+    generation: int
+    shards: list[ShardInfo]
+
+
+class PlaceFailed(_Message):
+    """A rank's state could not be brought to its new place."""
+
+    event: int
+    generation: int
+    rank: int
+    reason: str
+
+
+class Refusals(_Message):
+    """Peers and frames that this agent turned away so far, by reason."""
+
+    event: int
+    counts: dict[str, int]
+
+
+# -- controller to agent --------------------------------------------------------------------------------------------------
+
+
+class WhoAreYou(_Message):
+    """Send Register."""
+
+
+class Prepare(_Message):
+    """A new generation begins: abort the old one in all ranks, refuse its shards from now on, answer with the inventory."""
+
+    generation: int
+    reason: str
+
+
+class Place(msgspec.Struct, frozen=True):
+    """One rank's place. `source` is the host that has shard (rank, resume_step); empty where there is no shard to bring."""
+
+    slot: int
+    pid: int
+    assign: Assign
+    source: str = ""
+    xxh3: str = ""
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Where a host's agent serves shards."""
+
+    host: str
+    address: str
+    port: int
+
+
+class Form(_Message):
+    """The new generation: places on this host, live hosts in ring order (each ships its copies to the next)."""
+
+    generation: int
+    resume_step: int
+    places: list[Place]
+    peers: list[Peer]
+
+
+class ToSlot(_Message):
+    """Pass a message on to a process."""
+
+    slot: int
+    pid: int
+    message: ToRank
+
+
+class Kill(_Message):
+    """End a process that was replaced."""
+
+    slot: int
+    pid: int
+    reason: str
+
+
+class KeepOut(_Message):
+    """Start nothing in this slot again."""
+
+    slot: int
+    reason: str
+
+
+class Refused(_Message):
+    """This host was declared lost and its ranks were replaced: fence them, and end."""
+
+    generation: int
+
+
+class Shutdown(_Message):
+    """The job is over."""
+
+    reason: str
+
+
+Event = FromRank | Started | Exited | Inventory | PlaceFailed | Refusals
+ToController = Register | Report | Event
+Command = WhoAreYou | Prepare | Form | ToSlot | Kill | KeepOut | Refused | Shutdown
+
+
+class Numbered(msgspec.Struct, frozen=True):
+    """A command in its envelope. `controller` changes when the controller is restarted: numbers then begin again."""
+
+    controller: str
+    number: int  # 0: not numbered, done whenever it arrives
+    command: Command
+
+
+# -- agent to agent -------------------------------------------------------------------------------------------------------
+
+
+class Put(_Message):
+    """A piece of a shard that the receiver shall hold."""
+
+    generation: int
+    rank: int
+    step: int
+    size: int
+    xxh3: str
+    offset: int
+    data: bytes
+
+
+class Held(_Message):
+    """The whole shard is here and its checksum is right."""
+
+    rank: int
+    step: int
+    xxh3: str
+
+
+class NotHeld(_Message):
+    """The shard was refused: stale generation, wrong size, wrong checksum."""
+
+    rank: int
+    step: int
+    xxh3: str
+    reason: str
+
+
+class Get(_Message):
+    """Asks for a piece of a shard."""
+
+    rank: int
+    step: int
+    xxh3: str
+    offset: int
+
+
+class Piece(_Message):
+    """Answer to Get: `size` is the whole shard's, -1 where it is not here."""
+
+    rank: int
+    step: int
+    xxh3: str
+    offset: int
+    size: int
+    data: bytes
+
+
+Between = Put | Held | NotHeld | Get | Piece

@@ -1,0 +1,332 @@
+"""The shards that an agent holds: own ranks' and copies of another host's, two versions each, as files in shared memory.
+
+    FOLDER/held/shard-R-S      verified, named in inventories, outlives the rank that wrote it
+    FOLDER/slot-K-N/shard-R-S  the private folder of one process (its N9_SHARDS)
+
+A process never writes into `held`: the agent links a file there once its checksum is right. So a thawed process that was
+replaced can spoil nothing but its own folder. Links cost no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import xxhash
+import zmq.asyncio
+
+from ninthsky.guard.keys import Keyring
+from ninthsky.guard.protocol import Between, Get, Held, NotHeld, Peer, Piece, Put, ShardInfo
+from ninthsky.guard.wire import PIECE, Caller, Listener
+
+VERSIONS = 2
+RESEND_SECONDS = 2.0
+
+
+def shard_name(rank: int, step: int) -> str:
+    """File name of a rank's state after a step."""
+    return f"shard-{rank}-{step}"
+
+
+def digest_of(path: Path) -> tuple[int, str]:
+    """Size and xxh3 of a file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return 0, xxhash.xxh3_64_hexdigest(b"")
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+            return size, xxhash.xxh3_64_hexdigest(view)
+
+
+class ShardStore:
+    """What is held on this host. Not for several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "held"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._held: dict[tuple[int, int], ShardInfo] = {}
+        self.incoming: dict[tuple[int, int], _Incoming] = {}
+
+    def inventory(self) -> list[ShardInfo]:
+        return [self._held[key] for key in sorted(self._held)]
+
+    def find(self, rank: int, step: int, xxh3: str = "") -> Path | None:
+        """The file of a held shard, if it has that checksum (any, where none is given)."""
+        info = self._held.get((rank, step))
+        if info is None or (xxh3 and info.xxh3 != xxh3):
+            return None
+        return self.folder / shard_name(rank, step)
+
+    def adopt(self, path: Path, info: ShardInfo) -> str:
+        """Takes a finished file in, after checking it. Returns why not, or nothing."""
+        try:
+            size, xxh3 = digest_of(path)
+        except OSError as error:
+            return f"cannot be read: {error}"
+        if (size, xxh3) != (info.size, info.xxh3):
+            return f"{size} bytes with xxh3 {xxh3}, announced were {info.size} with {info.xxh3}"
+        draft = self.folder / f".{shard_name(info.rank, info.step)}.link"
+        draft.unlink(missing_ok=True)
+        os.link(path, draft)
+        self._keep(draft, info)
+        return ""
+
+    def receive(self, put: Put) -> str | None:
+        """A piece of a copy. None: more is to come; "": whole and right; else why it was refused."""
+        key = (put.rank, put.step)
+        info = ShardInfo(put.rank, put.step, put.size, put.xxh3)
+        if self._held.get(key) == info:
+            return ""
+        if put.offset == 0:
+            if key in self.incoming:
+                self.incoming.pop(key).abandon()
+            self.incoming[key] = _Incoming(self.folder / f".{shard_name(*key)}.copy", info)
+        incoming = self.incoming.get(key)
+        if incoming is None or incoming.info != info or incoming.written != put.offset:
+            return None  # the middle of something whose start was lost: its sender begins again
+        if put.offset + len(put.data) > put.size:
+            self.incoming.pop(key).abandon()
+            return f"longer than the announced {put.size} bytes"
+        incoming.write(put.data)
+        if incoming.written < put.size:
+            return None
+        del self.incoming[key]
+        xxh3 = incoming.finish()
+        if xxh3 != put.xxh3:
+            incoming.abandon()
+            return f"checksum {xxh3}, announced was {put.xxh3}"
+        self._keep(incoming.path, info)
+        return ""
+
+    def give(self, info: ShardInfo, folder: Path) -> bool:
+        """Links a held shard into a process's folder; False where it is not held."""
+        path = self.find(info.rank, info.step, info.xxh3)
+        if path is None:
+            return False
+        target = folder / shard_name(info.rank, info.step)
+        target.unlink(missing_ok=True)
+        os.link(path, target)
+        return True
+
+    def forget_after(self, step: int) -> None:
+        """Drops what a new generation will do again: its steps may be decided otherwise (a skipped step, say)."""
+        for key in [key for key in self._held if key[1] > step]:
+            self._drop(key)
+
+    def _keep(self, draft: Path, info: ShardInfo) -> None:
+        draft.replace(self.folder / shard_name(info.rank, info.step))
+        self._held[info.rank, info.step] = info
+        steps = sorted((step for rank, step in self._held if rank == info.rank), reverse=True)
+        for step in steps[VERSIONS:]:
+            self._drop((info.rank, step))
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        del self._held[key]
+        (self.folder / shard_name(*key)).unlink(missing_ok=True)
+
+
+class _Incoming:
+    def __init__(self, path: Path, info: ShardInfo) -> None:
+        self.path, self.info, self.written = path, info, 0
+        self._file = path.open("wb")
+        self._hash = xxhash.xxh3_64()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.written += len(data)
+
+    def finish(self) -> str:
+        self._file.close()
+        return self._hash.hexdigest()
+
+    def abandon(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def pieces(path: Path, generation: int, info: ShardInfo) -> Iterator[Put]:
+    """A shard cut for sending."""
+    with path.open("rb") as file:
+        offset = 0
+        while True:
+            data = file.read(PIECE)
+            yield Put(generation, info.rank, info.step, info.size, info.xxh3, offset, data)
+            offset += len(data)
+            if offset >= info.size or not data:
+                return
+
+
+class ShardExchange:
+    """Ships shards to the next host's agent, takes copies in, and serves and fetches them.
+
+    `generation` is the newest that the controller told of: older copies are refused.
+    `on_held(info)` is called when another host has acknowledged a shard (at once, where there is only one host).
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, keys: Keyring, store: ShardStore, bind: str,
+                 on_held: Callable[[ShardInfo], None]) -> None:
+        self.keys, self.store = keys, store
+        self.generation = 0
+        self.stale_refused = 0
+        self.listener: Listener[Put | Get] = Listener(context, keys, Put | Get, bind)
+        self._context = context
+        self._on_held = on_held
+        self._peers: dict[str, Peer] = {}
+        self._callers: dict[str, tuple[Peer, Caller[Between], asyncio.Task[None]]] = {}
+        self._partner = ""
+        self._alone = False
+        self._unheld: dict[int, tuple[ShardInfo, float]] = {}  # rank -> its newest shard, and since when
+        self._shipping: dict[int, asyncio.Task[None]] = {}
+        self._answers: dict[tuple[int, int], asyncio.Queue[Piece]] = {}
+
+    async def serve(self) -> None:
+        """Answers other agents until cancelled."""
+        while True:
+            sender, message = await self.listener.receive()
+            if isinstance(message, Put):
+                self._take(sender, message)
+            else:
+                self.listener.send(sender, self._piece(message))
+
+    def set_ring(self, peers: list[Peer]) -> None:
+        """Live hosts in ring order. Whatever is not held yet goes to the new partner."""
+        self._peers = {peer.host: peer for peer in peers}
+        names = [peer.host for peer in peers]
+        own = self.keys.name
+        partner = names[(names.index(own) + 1) % len(names)] if own in names else ""
+        self._alone = partner == own
+        for name in [name for name, (peer, _, _) in self._callers.items() if self._peers.get(name) != peer]:
+            _, caller, task = self._callers.pop(name)
+            task.cancel()
+            caller.close()
+        self._partner = partner
+        for info, _ in list(self._unheld.values()):
+            self._start_shipping(info)
+
+    def ship(self, info: ShardInfo) -> None:
+        """A held shard of an own rank is to get its copy. A newer shard of the rank replaces an older one under way."""
+        self._unheld[info.rank] = (info, time.monotonic())
+        self._start_shipping(info)
+
+    def unheld_seconds(self, rank: int) -> float:
+        """How long the rank's newest shard has waited for its copy."""
+        entry = self._unheld.get(rank)
+        return time.monotonic() - entry[1] if entry else 0.0
+
+    def drop_unheld(self) -> None:
+        """A new generation: nobody waits for the old one's copies."""
+        for task in self._shipping.values():
+            task.cancel()
+        self._shipping.clear()
+        self._unheld.clear()
+
+    async def fetch(self, info: ShardInfo, source: str) -> None:
+        """Brings a shard from another host into the store. Raises OSError or TimeoutError when it cannot."""
+        if self.store.find(info.rank, info.step, info.xxh3):
+            return
+        if source not in self._peers:
+            raise OSError(f"host {source} is not among the live hosts")
+        caller = self._caller(source)
+        answers = self._answers[info.rank, info.step] = asyncio.Queue()
+        try:
+            offset, size = 0, 1
+            while offset < size:
+                await caller.send_when_possible(Get(info.rank, info.step, info.xxh3, offset))
+                piece = await asyncio.wait_for(answers.get(), 5.0)
+                if piece.size < 0 or (not piece.data and piece.size):
+                    raise OSError(f"{source} does not hold {shard_name(info.rank, info.step)} with xxh3 {info.xxh3}")
+                size = piece.size
+                reason = self.store.receive(Put(self.generation, info.rank, info.step, size, info.xxh3, offset, piece.data))
+                if reason:
+                    raise OSError(f"{shard_name(info.rank, info.step)} from {source}: {reason}")
+                offset += len(piece.data)
+        finally:
+            del self._answers[info.rank, info.step]
+        if not self.store.find(info.rank, info.step, info.xxh3):
+            raise OSError(f"{shard_name(info.rank, info.step)} from {source} came incomplete")
+
+    def close(self) -> None:
+        self.drop_unheld()
+        for _, caller, task in self._callers.values():
+            task.cancel()
+            caller.close()
+        self.listener.close()
+
+    def _take(self, sender: str, put: Put) -> None:
+        if put.generation < self.generation:
+            self.stale_refused += 1
+            self.listener.refused["stale generation"] += 1
+            reason: str | None = f"generation {put.generation} has ended, {self.generation} counts"
+        else:
+            reason = self.store.receive(put)
+        if reason == "":
+            self.listener.send(sender, Held(put.rank, put.step, put.xxh3))
+        elif reason is not None:
+            self.listener.send(sender, NotHeld(put.rank, put.step, put.xxh3, reason))
+
+    def _piece(self, get: Get) -> Piece:
+        path = self.store.find(get.rank, get.step, get.xxh3)
+        if path is None:
+            return Piece(get.rank, get.step, get.xxh3, get.offset, -1, b"")
+        with path.open("rb") as file:
+            file.seek(get.offset)
+            return Piece(get.rank, get.step, get.xxh3, get.offset, os.fstat(file.fileno()).st_size, file.read(PIECE))
+
+    def _start_shipping(self, info: ShardInfo) -> None:
+        if info.rank in self._shipping:
+            self._shipping.pop(info.rank).cancel()
+        if self._alone:
+            self._held(info)
+        elif self._partner:
+            self._shipping[info.rank] = asyncio.ensure_future(self._ship(info, self._partner))
+
+    async def _ship(self, info: ShardInfo, partner: str) -> None:
+        caller = self._caller(partner)
+        while True:
+            path = self.store.find(info.rank, info.step, info.xxh3)
+            if path is None:
+                return
+            for put in pieces(path, self.generation, info):
+                await caller.send_when_possible(put)
+            # The connection may have gone with pieces in it; the receiver takes the same shard twice without harm.
+            await asyncio.sleep(RESEND_SECONDS)
+
+    def _held(self, info: ShardInfo) -> None:
+        entry = self._unheld.get(info.rank)
+        if entry is None or entry[0] != info:
+            return  # an answer about a shard that nobody waits for any more
+        del self._unheld[info.rank]
+        task = self._shipping.pop(info.rank, None)
+        if task is not None:
+            task.cancel()
+        self._on_held(info)
+
+    def _caller(self, host: str) -> Caller[Between]:
+        if host not in self._callers:
+            peer = self._peers[host]
+            caller: Caller[Between] = Caller(self._context, self.keys, host, Held | NotHeld | Piece, peer.address, peer.port)
+            self._callers[host] = (peer, caller, asyncio.ensure_future(self._listen(caller)))
+        return self._callers[host][1]
+
+    async def _listen(self, caller: Caller[Between]) -> None:
+        while True:
+            answer = await caller.receive()
+            if isinstance(answer, Held):
+                entry = self._unheld.get(answer.rank)
+                if entry is not None and (entry[0].step, entry[0].xxh3) == (answer.step, answer.xxh3):
+                    self._held(entry[0])
+            elif isinstance(answer, Piece) and (answer.rank, answer.step) in self._answers:
+                self._answers[answer.rank, answer.step].put_nowait(answer)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes an agent's folder from shared memory."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+

@@ -1,0 +1,112 @@
+"""What a guarded job is: command, ranks, hosts, and what may be done about faults. Saved as job.json for every process of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ninthsky.config.schema import Guard
+from ninthsky.errors import UserError
+from ninthsky.run.folder import write_json
+
+
+class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A host and its card slots: `slots` for ranks, `spares` more for prepared spares.
+
+    `address` is where its agent and its ranks listen. `launch` is put before the agent's command, to start it elsewhere
+    (`("ip", "netns", "exec", "a")`, `("ssh", "node7")`).
+    """
+
+    name: str
+    slots: int
+    spares: int = 1
+    address: str = "127.0.0.1"
+    launch: tuple[str, ...] = ()
+
+
+class Injected(msgspec.Struct, frozen=True):
+    """A fault that the job inflicts on itself, so that screens and files show it as injected. `step` counts from 0."""
+
+    kind: Literal["kill", "freeze", "nan", "slow"]
+    rank: int
+    step: int
+    attempt: int = 0
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is watched and what may be done, as `[guard]` of run.toml has it, and the times a person seldom changes (seconds)."""
+
+    action: Literal["advise", "act"] = "advise"
+    hang_seconds: float = 2.5
+    slow_ratio: float = 1.5
+    slow_steps: int = 8
+    max_redo: int = 2
+    max_evictions_per_hour: int = 6
+    bind: str = "127.0.0.1"
+    kill_replaced: bool = True  # else a replaced process lives until it reads that it is fenced
+    host_seconds: float = 2.5  # no report of a host for so long, while others wait
+    start_seconds: float = 180.0  # until every process is ready
+    join_seconds: float = 45.0  # from assignment until every rank joined
+    spare_seconds: float = 180.0  # until a respawned spare is ready, where none was left
+
+    @classmethod
+    def of(cls, guard: Guard, **changes: float | bool) -> Watch:
+        """The watch that `[guard]` of run.toml describes."""
+        given = guard.model_dump(exclude={"spares_per_host"})
+        return cls(**{**given, **changes})
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One job. `folder` takes job.json, journal.jsonl, events.jsonl, faults/, logs/, keys/ and result.json.
+
+    `events` is a second events.jsonl (the run's) that gets the same lines. `run_id` names the job's files in shared memory:
+    two jobs with one id cannot run at a time on one host.
+    """
+
+    run_id: str
+    folder: str
+    command: list[str]
+    world: int
+    hosts: list[HostSpec]
+    env: dict[str, str] = {}
+    watch: Watch = Watch()
+    injected: list[Injected] = []
+    events: str | None = None
+    memory: str = "/dev/shm"
+
+    def __post_init__(self) -> None:
+        where = f"{self.folder}/job.json"
+        if not self.run_id.replace("-", "").replace("_", "").isalnum() or len(self.run_id) > 40:
+            raise UserError("N9-CFG-012", f"run_id {self.run_id!r}: at most 40 letters, digits, - and _", where, "choose another name")
+        names = [host.name for host in self.hosts]
+        if len(set(names)) != len(names) or not all(name.replace("-", "").isalnum() and len(name) <= 40 for name in names):
+            raise UserError("N9-CFG-012", f"host names {names}: must differ, at most 40 letters, digits and -", where, "rename")
+        if self.world < 1 or self.world != sum(host.slots for host in self.hosts):
+            raise UserError("N9-CFG-013", f"{self.world} ranks on {sum(host.slots for host in self.hosts)} slots", where,
+                            "world must be the sum of the hosts' slots")
+
+    def host(self, name: str) -> HostSpec:
+        """Raises KeyError for a host that the job does not have."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise KeyError(name)
+
+    def memory_folder(self, host: str) -> Path:
+        """Where a host's agent keeps its socket, records and shards."""
+        return Path(self.memory) / f"n9-{self.run_id}-{host}"
+
+    def save(self) -> Path:
+        path = Path(self.folder) / "job.json"
+        write_json(path, msgspec.to_builtins(self))
+        return path
+
+
+def load_spec(path: Path) -> JobSpec:
+    """Raises UserError where the file is missing or not a job."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=JobSpec)
+    except (OSError, msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise UserError("N9-CFG-001", f"not a job: {error}", str(path), "job.json is written by `n9 run`; see docs/guard.md") from error

@@ -1,0 +1,164 @@
+"""ZeroMQ sockets with CURVE: every message is encrypted, every peer is known by its key, every size is bounded.
+
+What a stranger sends (no key, wrong key, a frame too large, bytes that are no message) is dropped and counted by reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+from zmq.utils.monitor import parse_monitor_message
+
+from ninthsky.guard.keys import Keyring
+
+MAX_MESSAGE = 8 << 20  # bytes
+PIECE = 1 << 20  # bytes of a shard in one message
+
+M = TypeVar("M")
+
+_DOMAIN = "ninthsky"
+
+_FAILED_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_encoder = msgspec.msgpack.Encoder()
+
+
+class _Gate:
+    """pyzmq asks it about each client's public key."""
+
+    def __init__(self, keys: Keyring, refused: Counter[str]) -> None:
+        self.known = set(keys.public.values())
+        self.refused = refused
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        allowed = key.decode() in self.known  # pyzmq hands it over in the text form that key files have
+        if not allowed:
+            self.refused["unknown key"] += 1
+        return allowed
+
+
+class Listener(Generic[M]):
+    """The listening end. Senders are named by their keys, not by what they say of themselves.
+
+    Only one Listener per zmq context: pyzmq has one authenticator per context.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, keys: Keyring, types: Any, bind: str, port: int = 0) -> None:
+        self.refused: Counter[str] = Counter()
+        self._keys = keys
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
+        self._authenticator = AsyncioAuthenticator(context)
+        self._authenticator.start()
+        self._authenticator.configure_curve_callback(_DOMAIN, credentials_provider=_Gate(keys, self.refused))
+        self._routes: dict[str, bytes] = {}
+        self._socket = context.socket(zmq.ROUTER)
+        _set_common(self._socket, keys)
+        self._socket.curve_server = True
+        self._socket.zap_domain = _DOMAIN.encode()
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        if ":" in bind:
+            self._socket.setsockopt(zmq.IPV6, 1)
+        self._monitor = asyncio.ensure_future(self._count_handshakes(self._socket.get_monitor_socket(_FAILED_HANDSHAKES)))
+        self._socket.bind(f"tcp://{bind}:{port or '*'}")
+        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+
+    async def receive(self) -> tuple[str, M]:
+        """The next message and its sender's name."""
+        while True:
+            frames = await self._socket.recv_multipart(copy=False)
+            if len(frames) != 2:
+                self.refused["malformed"] += 1
+                continue
+            sender = self._keys.name_of(frames[1].get("User-Id"))
+            if sender is None:
+                self.refused["unknown key"] += 1
+                continue
+            try:
+                message = self._decoder.decode(frames[1].buffer)
+            except (msgspec.ValidationError, msgspec.DecodeError):
+                self.refused["malformed"] += 1
+                continue
+            self._routes[sender] = frames[0].bytes
+            return sender, message
+
+    def send(self, peer: str, message: Any) -> bool:
+        """Queues a message; False where that peer has never been heard."""
+        route = self._routes.get(peer)
+        if route is None:
+            return False
+        self._socket.send_multipart([route, _encoder.encode(message)]).add_done_callback(_forget)
+        return True
+
+    async def _count_handshakes(self, monitor: Any) -> None:
+        names = {zmq.EVENT_HANDSHAKE_FAILED_AUTH: "wrong key", zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no CURVE handshake"}
+        while True:
+            event = parse_monitor_message(await monitor.recv_multipart())
+            self.refused[names.get(event["event"], "handshake broken off")] += 1
+
+    def close(self) -> None:
+        self._monitor.cancel()
+        self._socket.disable_monitor()
+        self._socket.close(linger=200)
+        self._authenticator.stop()
+
+
+class Caller(Generic[M]):
+    """The calling end: reconnects for ever; what cannot be sent now is dropped (see protocol.py for why that is safe)."""
+
+    def __init__(self, context: zmq.asyncio.Context, keys: Keyring, server: str, types: Any, address: str, port: int) -> None:
+        self.malformed = 0
+        self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
+        self._socket = context.socket(zmq.DEALER)
+        _set_common(self._socket, keys)
+        self._socket.curve_serverkey = keys.public[server].encode()
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 2_000)
+        self._socket.setsockopt(zmq.SNDHWM, 256)
+        self._socket.connect(f"tcp://{address}:{port}")
+
+    async def receive(self) -> M:
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                return self._decoder.decode(frames[-1])
+            except (msgspec.ValidationError, msgspec.DecodeError):
+                self.malformed += 1
+
+    def send(self, message: Any) -> bool:
+        """Sends now or not at all."""
+        future = self._socket.send(_encoder.encode(message), flags=zmq.NOBLOCK)
+        return not (future.done() and future.exception())
+
+    async def send_when_possible(self, message: Any) -> None:
+        """Waits for a connection and for room."""
+        await self._socket.send(_encoder.encode(message))
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+
+
+def _set_common(socket: zmq.asyncio.Socket, keys: Keyring) -> None:
+    socket.curve_publickey = keys.public[keys.name].encode()
+    socket.curve_secretkey = keys.secret.encode()
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+    # A peer whose packets are dropped is noticed within three seconds, and a new connection is tried.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 1_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3_000)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, 3_000)
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    # A route that went away: the peer comes back under a new one, and commands are repeated until acknowledged.
+    with contextlib.suppress(asyncio.CancelledError):
+        error = future.exception()
+        if error is not None and not isinstance(error, zmq.ZMQError):
+            raise error

@@ -1,0 +1,88 @@
+"""What a plan may do, ours and its rivals': the same limits for all, only the load they reckon with differs."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ninthsky.config.schema import Radio
+from ninthsky.radio import kernels
+from ninthsky.radio.kernels import Floats
+
+RECENT_DAYS = 7
+KNOWN_SHARE = 0.5
+LEAST_DAYS = 4  # of history, under which errors cannot be ranked
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Limits of every plan. `load_limit` is the highest load of the carriers that stay on."""
+
+    epsilon: float = 0.05
+    load_limit: float = 0.6
+    min_off_hours: int = 2
+    max_sleeps: int = 3
+    sleep_power: float = 0.10
+
+    @classmethod
+    def of(cls, radio: Radio) -> Rules:
+        """From a `[radio]` block."""
+        return cls(radio.epsilon, radio.load_limit, radio.min_off_hours, radio.max_sleeps, radio.sleep_power)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return asdict(self)
+
+
+def schedule(load: Floats, carriers: NDArray[np.int64], awake: NDArray[np.bool_], rules: Rules) -> NDArray[np.uint32]:
+    """Sleeping hours [n, sleepers] as masks, for a site load [n, 24] in carriers that each hour has to bear.
+
+    Sleeper 0 goes first. An unknown load (NaN) keeps its hour on; `awake` [n] keeps the whole site on.
+    """
+    bearable = np.where(np.isfinite(load), load, -1).astype(np.float32)
+    return kernels.sleeping(bearable, carriers, awake, rules.load_limit, rules.min_off_hours, rules.max_sleeps)
+
+
+def stay_on(roots: Floats, day: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Sites that must stay on because their data do not bear a plan [n], and why: 0 sound, 1 no data yesterday, 2 gaps, 3 short.
+
+    Fails open: a plan needs some hour of yesterday, half of the last week's hours, and four days of history.
+    """
+    first = max(0, day - RECENT_DAYS)
+    known = roots[:, first * 24 : day * 24] >= 0
+    reason = np.zeros(len(roots), dtype=np.int64)
+    reason[known.mean(axis=1) < KNOWN_SHARE] = 2
+    reason[~known[:, -24:].any(axis=1)] = 1
+    if day < LEAST_DAYS:
+        reason[:] = 3
+    return reason > 0, reason
+
+
+STAY_ON_REASONS = ("", "no hour of yesterday is known", "under half of the last week's hours are known", "under four days of history")
+
+
+def night_window(roots: Floats, day: int, carriers: NDArray[np.int64], rules: Rules) -> NDArray[np.uint32]:
+    """The industry's rule: all capacity carriers sleep from 00 to 06 where the window's mean load was at most half the limit of one carrier."""
+    past = roots[:, max(0, day - 28) * 24 : day * 24].reshape(len(roots), -1, 24)[:, :, :6]
+    known = past >= 0
+    mean = (np.where(known, past, 0) ** 2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)), 1)
+    listed = known.any(axis=(1, 2)) & (mean <= 0.5 * rules.load_limit)
+    load = np.full((len(roots), 24), np.inf, np.float32)
+    load[:, :6] = np.where(listed, 0, np.inf)[:, None]
+    return schedule(load, carriers, stay_on(roots, day)[0], rules)
+
+
+def hourly_maximum(roots: Floats, day: int) -> Floats:
+    """The rival to beat: the highest load of each hour of the day in the last 28 days [n, 24]; NaN where none is known."""
+    past = roots[:, max(0, day - 28) * 24 : day * 24].reshape(len(roots), -1, 24)
+    highest = past.max(axis=1)
+    return np.where(highest >= 0, highest**2, np.nan).astype(np.float32)
+
+
+def date_of(first_day: datetime.date, day: int) -> datetime.date:
+    """Date of a day's number."""
+    return first_day + datetime.timedelta(days=day)

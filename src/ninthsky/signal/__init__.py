@@ -1,0 +1,1 @@
+"""Signals -> named-axis arrays -> patches -> the same decoder -> answers in text."""
