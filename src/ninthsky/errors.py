@@ -22,15 +22,18 @@ EXPLANATIONS: dict[str, str] = {
     "N9-WHY-001": "No record has this id. Ids are printed by the stage that decided: documents `doc-...`, faults `F-0001`,\n"
     "layouts `layout-...`, a station's hour `STATION@HOUR`.",
     "N9-DATA-001": "No raw pages could be had. Name a folder of HTML in [data] sources, or allow apt-get or a package mirror.",
+    "N9-DATA-002": "The corpus is too small for what follows. The funnel tells where pages were dropped: add sources, loosen rules.",
     "N9-LAY-001": "The card is not in the layout search's table. `n9 layout --chips` prints the table with sources.",
     "N9-LAY-002": "The model file lacks a size that the layout search needs.",
     "N9-LAY-003": "No cut of this model fits this cluster. The message names the rule that threw out most cuts.",
-    "N9-MOD-001": "The folder is no model that this release can read, or it is damaged. A run's model lies in the folder `export`\n"
-    "of its stage train.pretrain, align.preferences or the like.",
+    "N9-MOD-001": "The folder is no model that this release can read, or it is damaged. A run's model lies in the folder\n"
+    "`export` of its stage train.pretrain, align.preferences or the like.",
     "N9-MOD-002": "The folder is a Glm4Moe model of a kind that this decoder does not compute (expert groups, tied embedding,\n"
     "attention bias, partial rotary positions): refused, since it would answer wrongly without an error.",
     "N9-TRN-001": "The token folder could not be read, or holds too few tokens for one window. `n9 data` writes it.",
-    "N9-TRN-002": "Loss or gradient stopped being finite and there is no other rank to ask. Lower [train] lr, or look at the data.",
+    "N9-TRN-002": "Loss or gradient stopped being finite and there is no other rank to ask. Lower [train] lr, or look at\n"
+    "the data.",
+    "N9-TRN-003": "The checkpoint is cut, altered, or of another model. `n9 train check FOLDER` tells which ones are good.",
     "N9-RAD-001": "The counters could not be read. Columns wanted: ts, station, cell, load.",
     "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",
     "N9-ALN-002": "The prompts could not be read. Wanted: a UTF-8 CSV with columns prompt and label, the label safe or unsafe.",

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ninthsky.data.blocks import HINT_BITS, TAG_BITS, Page
+from ninthsky.data.spam import PHONE, lures, name_list_share, place_share
 
 Array = npt.NDArray[Any]
 
@@ -44,19 +46,13 @@ _BOILERPLATE = re.compile(
     r"copyright|©|all rights reserved|cookie|privacy policy|terms of (?:use|service)|sign (?:up|in)|log ?in|subscribe|newsletter"
     r"|read more|learn more|view all|see all|load more|click here|related (?:articles|posts|stories)|you (?:may|might) also|share (?:this|on)"
     r"|follow us|add to cart|leave a (?:reply|comment)|skip to|back to top|advertisement|sponsored|filed under|posted (?:in|by)|next (?:post|page)"
-    r"|previous (?:post|page)|版权所有|备案|ICP|登录|注册|首页|上一[篇页条]|下一[篇页条]|返回|分享|收藏|打印|关闭|举报|评论|点击|阅读|浏览|来源|责任编辑"
-    r"|责编|编辑[:：]|推荐|相关|热[门点]|排行|更多|客服|联系我们|关于我们|关注|订阅|扫[码一描]|二维码|免责|声明|广告|更新时间|发布时间|导航|下载|客户端",
-    re.I,
+    r"|previous (?:post|page)"
 )
-_LURE = re.compile(
-    r"热线|咨询|24小时|点击|免费|秘密|揭秘|惊人|震惊|必看|高清|在线观看|最新|福利|真相|优惠|报修|维修|上门|服务(?:电话|中心)|官方|领取|立即|限时"
-    r"|hotline|toll[- ]?free|call (?:now|us|today)|24[/x]7|24 hours?|free (?:quote|download|trial)|click (?:here|now)|you won.t believe|secrets?"
-    r"|shocking|best deals?|cheap|discount|near (?:me|you)|buy now|order now|watch (?:online|free)|full (?:hd|movie)|limited time",
-    re.I,
+_BOILERPLATE_CJK = re.compile(
+    r"版权所有|备案|ICP|登录|注册|首页|上一[篇页条]|下一[篇页条]|返回|分享|收藏|打印|关闭|举报|评论|点击|阅读|浏览|来源|责任编辑"
+    r"|责编|编辑[:：]|推荐|相关|热[门点]|排行|更多|客服|联系我们|关于我们|关注|订阅|扫[码一描]|二维码|免责|声明|广告|更新时间|发布时间|导航|下载|客户端"
 )
-_PHONE = re.compile(r"\+?\(?\d{3,4}\)?[-– .]\d{3,4}[-– .]?\d{3,4}|\b1-?8\d\d-|\b[48]00[-– ]?\d{3,4}|[:：]{1,2}\s?\d{5,}|\d{5,}\s?[(（]")
-_PLACES = re.compile(r"[\u4e00-\u9fff]{1,14}?(?:省|市|区|县|州|旗|镇|乡|盟|街道)(?=[、，,;；|\s]|$)")
-_TITLE_LIST = re.compile(r"(?:^|[,;|·•/])\s*[A-Z][\w.'’-]*(?:\s+(?:of|de|on|upon|[A-Z(][\w.'’)-]*)){0,3}\s*(?=[,;|·•/]|$)")
+_PAIR = re.compile(r"(?=([\u3400-\u9fff]{2}))")
 _SITE = re.compile(r"\s*[-|_–—·»]\s*")
 
 HINT_NAMES = tuple(HINT_BITS)
@@ -135,8 +131,9 @@ def features(page: Page) -> Array:
     before = np.cumsum(unit) - unit
     total = max(float(unit.sum()), 1.0)
     headline = next((i for i, block in enumerate(blocks) if block.tag == "h1"), None)
-    title = _pieces(page.title)
-    overlap = np.array([_overlap(title, text) if len(text) < 200 else 0.0 for text in texts])
+    cjk_title = bool(_PAIR.search(page.title))
+    title = _title(page.title, cjk_title)
+    overlap = np.array([_overlap(title, text, cjk_title) if len(text) < 200 else 0.0 for text in texts])
     put("units_log", np.log1p(unit))
     put("chars_log", np.log1p(length))
     put("link_density", link_density)
@@ -154,11 +151,12 @@ def features(page: Page) -> Array:
     put("line", [block.line for block in blocks])
     put("repeated_text", [min(same[text] - 1, 3) for text in texts])
     put("repeated_prefix", [min(prefixes[_prefix(text)] - 1, 6) / 2 for text in texts])
-    put("boilerplate", [_share(_BOILERPLATE, text) for text in texts])
-    put("lure", [_share(_LURE, text) for text in texts])
-    put("phone", [min(len(_PHONE.findall(text)), 3) if len(text) < 400 else 0 for text in texts])
-    put("place_share", [_places(text) for text in texts])
-    put("name_list_share", [_name_list(text) for text in texts])
+    has_cjk, digits = (cjk > 0).tolist(), table[:, _DIGIT].tolist()
+    put("boilerplate", [_per_hundred(_boilerplate, text, some) for text, some in zip(texts, has_cjk, strict=True)])
+    put("lure", [_per_hundred(lures, text, some) for text, some in zip(texts, has_cjk, strict=True)])
+    put("phone", [min(len(PHONE.findall(text)), 3) if count > 4 and len(text) < 400 else 0 for text, count in zip(texts, digits, strict=True)])
+    put("place_share", [place_share(text) if some else 0.0 for text, some in zip(texts, has_cjk, strict=True)])
+    put("name_list_share", [name_list_share(text) for text in texts])
     put("title_overlap", overlap)
     put("is_title", overlap > 0.7)
     put("position", np.arange(n) / n)
@@ -246,35 +244,32 @@ def _stop_words(text: str) -> int:
     return sum(map(STOP_WORDS.__contains__, text.lower().split()))
 
 
-def _share(pattern: re.Pattern[str], text: str) -> float:
-    """Matches per hundred characters, at most 3; long texts are not looked at, a word in them says nothing."""
+def _boilerplate(text: str, cjk: bool) -> int:
+    found = len(_BOILERPLATE.findall(text.lower()))
+    return found + len(_BOILERPLATE_CJK.findall(text)) if cjk else found
+
+
+def _per_hundred(count: Callable[[str, bool], int], text: str, cjk: bool) -> float:
+    """Occurrences per hundred characters, at most 3; a long text is not looked at: a word in it says nothing."""
     if len(text) > 400:
         return 0.0
-    found = len(pattern.findall(text))
-    return min(found * 100 / (len(text) + 30), 3.0) if found else 0.0
+    return min(count(text, cjk) * 100 / (len(text) + 30), 3.0)
 
 
-def _places(text: str) -> float:
-    if "、" not in text and "，" not in text and "," not in text and len(text) > 12:
-        return 0.0
-    return sum(map(len, _PLACES.findall(text))) / len(text)
+def _pieces(text: str, cjk: bool) -> set[str]:
+    """Words of a title, or pairs of CJK characters."""
+    if cjk:
+        return set(_PAIR.findall(text))
+    return {word for word in text.lower().split() if len(word) > 2}
 
 
-def _name_list(text: str) -> float:
-    if sum(map(text.count, ",;|·•/")) < 4:
-        return 0.0
-    return sum(map(len, _TITLE_LIST.findall(text))) / len(text)
+def _title(title: str, cjk: bool) -> set[str]:
+    """A page's title without the site's name behind a dash: its longest part."""
+    return _pieces(max(_SITE.split(title), key=len, default=""), cjk)
 
 
-def _pieces(text: str) -> set[str]:
-    """Words of a title, or pairs of CJK characters, without the site's name behind a dash."""
-    longest = max(_SITE.split(text), key=len, default="").lower()
-    cjk = re.findall(r"(?=([\u3400-\u9fff]{2}))", longest)
-    return set(cjk) if cjk else {word for word in longest.split() if len(word) > 2}
-
-
-def _overlap(title: set[str], text: str) -> float:
+def _overlap(title: set[str], text: str, cjk: bool) -> float:
     if not title:
         return 0.0
-    own = _pieces(text)
+    own = _pieces(text, cjk)
     return len(title & own) / max(len(title), len(own), 1)

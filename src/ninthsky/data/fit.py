@@ -22,26 +22,16 @@ import xxhash
 
 from ninthsky.data.blocks import Page, decode, parse
 from ninthsky.data.features import NAMES, features, units
+from ninthsky.data.measure import token_f1
 from ninthsky.data.score import Weights, spans
 
 Array = npt.NDArray[Any]
 _BLANK = re.compile(r"\s+")
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 def fitted_on(id: str) -> bool:
     """Whether the weights saw this page."""
     return xxhash.xxh3_64_intdigest(id.encode()) % 2 == 0
-
-
-def token_f1(kept: str, truth: str) -> tuple[float, float, float]:
-    """Precision, recall and F1 over bags of words (CJK: characters)."""
-    from collections import Counter
-
-    mine, theirs = Counter(_TOKEN.findall(kept.lower())), Counter(_TOKEN.findall(truth.lower()))
-    common = sum((mine & theirs).values())
-    precision, recall = common / max(sum(mine.values()), 1), common / max(sum(theirs.values()), 1)
-    return precision, recall, 2 * precision * recall / max(precision + recall, 1e-9)
 
 
 def labels(page: Page, truth: str) -> Array:

@@ -21,7 +21,8 @@ WANTED_SHARE = 0.9
 
 def document_id(source: str, path: str) -> str:
     """`doc-` and 16 hexadecimal digits of xxh3 over source and path: the same page has the same id in every run."""
-    return f"doc-{xxhash.xxh3_64_hexdigest(f'{source}\n{path}'.encode())}"
+    name = f"{source}\n{path}"
+    return f"doc-{xxhash.xxh3_64_hexdigest(name.encode())}"
 
 
 def choose(source: Source, limit: int, languages: tuple[str, ...]) -> list[Entry]:

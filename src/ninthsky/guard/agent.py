@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import struct
 import time
@@ -27,6 +28,7 @@ from ninthsky.guard.shards import ShardExchange, ShardStore, remove_folder, shar
 from ninthsky.guard.spawner import Process, Spawner, oom_kills, process_state, tail_of
 from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.wire import Caller
+from ninthsky.run.folder import write_json
 
 REPORT_SECONDS = 0.1
 RESPAWN_SECONDS = 0.5  # a new process starts after the survivors have gone on, not beside their regroup
@@ -92,7 +94,20 @@ class Agent:
             self.controller.close()
             remove_folder(self.folder)
             self._context.destroy(linger=0)
+            self._write_usage()
         return self._status
+
+    def _write_usage(self) -> None:
+        """Processor seconds of the agent and of its ranks: what the guard costs is counted, not guessed."""
+        own, ranks = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        write_json(
+            Path(self.spec.folder) / "usage" / f"{self.host.name}.json",
+            {
+                "agent_cpu_seconds": round(own.ru_utime + own.ru_stime, 3),
+                "ranks_cpu_seconds": round(ranks.ru_utime + ranks.ru_stime, 3),
+                "mb": round(own.ru_maxrss / 1024, 1),
+            },
+        )
 
     # -- towards the controller ---------------------------------------------------------------------------------------
 
@@ -104,20 +119,27 @@ class Agent:
         processes = []
         for process in self.spawner.processes.values():
             card = self._cards[process.pid]
-            processes.append(p.ProcessState(process.slot, process.pid, card.ready, card.generation, card.rank, list(card.last.values())))
-        self.controller.send(p.Register(self.host.address, self.exchange.listener.port, self.generation, processes, self._events))
+            processes.append(
+                p.ProcessState(process.slot, process.pid, card.ready, card.generation, card.rank, list(card.last.values()))
+            )
+        self.controller.send(
+            p.Register(self.host.address, self.exchange.listener.port, self.generation, processes, self._events)
+        )
 
     async def _report(self) -> None:
         due = time.monotonic()
         while True:
             now = time.monotonic()
-            self.controller.send(p.Report(self._events, self._command, max(0.0, now - due), self._look(now)))
+            self._send_report(max(0.0, now - due))
             refused = self.lines.refused + self.exchange.listener.refused
             if refused != self._told:
                 self._told = refused
                 self.controller.send(p.Refusals(self._event(), dict(refused)))
             due = max(due + REPORT_SECONDS, now)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    def _send_report(self, late: float = 0.0) -> None:
+        self.controller.send(p.Report(self._events, self._command, late, self._look(time.monotonic())))
 
     def _look(self, now: float) -> list[p.Seen]:
         seen = []
@@ -151,15 +173,13 @@ class Agent:
         elif isinstance(command, p.Form):
             self._form(command)
         elif isinstance(command, p.ToSlot):
-            process = self._process(command.slot, command.pid)
-            if process is not None:
+            if (process := self._process(command.slot, command.pid)) is not None:
                 answered = {m.Decide: m.Bad, m.Permit: m.MayCommit}.get(type(command.message))
                 if answered:
                     self._cards[process.pid].last.pop(answered, None)
                 self.lines.send(process, command.message)
         elif isinstance(command, p.Kill):
-            process = self._process(command.slot, command.pid)
-            if process is not None:
+            if (process := self._process(command.slot, command.pid)) is not None:
                 self.spawner.kill(process)
         elif isinstance(command, p.KeepOut):
             self.kept_out.add(command.slot)
@@ -171,6 +191,7 @@ class Agent:
     def _prepare(self, prepare: p.Prepare) -> None:
         if prepare.generation < self.generation:
             return
+        self._send_report()  # how far the old generation came
         self.generation = self.exchange.generation = prepare.generation
         self.exchange.drop_unheld()
         for process in self.spawner.processes.values():
@@ -191,9 +212,8 @@ class Agent:
             if card.generation and process.pid not in placed:
                 self._fence(process, card)
         for place in form.places:
-            process = self._process(place.slot, place.pid)
-            if process is not None:
-                self._spawn(self._place(process, place))
+            if (chosen := self._process(place.slot, place.pid)) is not None:
+                self._spawn(self._place(chosen, place))
 
     async def _place(self, process: Process, place: p.Place) -> None:
         """Brings the rank's state into the process's own folder, then assigns it."""
@@ -233,8 +253,10 @@ class Agent:
 
     def _exited(self, process: Process, status: int) -> None:
         self._cards.pop(process.pid, None)
-        oom = oom_kills() - process.oom_before
-        self.controller.send(p.Exited(self._event(), process.slot, process.pid, status, oom, str(process.log), tail_of(process.log)))
+        oom, tail = oom_kills() - process.oom_before, tail_of(process.log)
+        record = read_raw(process.record) or b""
+        ended = p.Exited(self._event(), process.slot, process.pid, status, oom, str(process.log), tail, record)
+        self.controller.send(ended)
         remove_folder(process.folder)
         asyncio.get_running_loop().call_later(RESPAWN_SECONDS, self._start, process.slot, True)
 
@@ -322,7 +344,12 @@ def claim_folder(folder: Path) -> None:
     except (OSError, ValueError):
         pid = started = ""
     if pid and _start_time(int(pid)) == started:
-        raise UserError("N9-GRD-003", f"process {pid} is the agent of a job with this run id", str(folder), f"kill {pid}, or choose another id")
+        raise UserError(
+            "N9-GRD-003",
+            f"process {pid} is the agent of a job with this run id",
+            str(folder),
+            f"kill {pid}, or choose another id",
+        )
     remove_folder(folder)
     folder.mkdir(mode=0o700, parents=True)
     owner.write_text(f"{os.getpid()} {_start_time(os.getpid())}\n")

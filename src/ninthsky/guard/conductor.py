@@ -29,7 +29,7 @@ from ninthsky.guard.judges.hang import judge_frozen, judge_hang
 from ninthsky.guard.judges.host import judge_host
 from ninthsky.guard.judges.nonfinite import Finding, Vote, judge_nonfinite
 from ninthsky.guard.judges.slow import judge_slow
-from ninthsky.guard.ladder import CARD_FAILURES, History, Remedy, climb, climb_nonfinite
+from ninthsky.guard.ladder import CARD_FAILURES, History, Remedy, climb, climb_nonfinite, is_program_error
 from ninthsky.guard.placement import Card, newest_whole_step, place, sources
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.spec import JobSpec
@@ -84,8 +84,15 @@ class _Step:
 class Conductor:
     """One job. `handle` and `tick` are called by the controller's process; everything else follows from them."""
 
-    def __init__(self, spec: JobSpec, send: Callable[[str, p.Command], None], event: Callable[..., None], *,
-                 clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        send: Callable[[str, p.Command], None],
+        event: Callable[..., None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.spec, self.watch = spec, spec.watch
         self._send, self._event, self._clock, self._wall = send, event, clock, wall
         self.limits = Limits(self.watch.hang_seconds, self.watch.host_seconds, self.watch.slow_ratio, self.watch.slow_steps)
@@ -135,7 +142,7 @@ class Conductor:
         elif isinstance(message, p.Report):
             if not state.registered or message.events != state.events:
                 self._ask(host)
-            self.fleet.report(host, message.late, message.processes, now)
+            self.fleet.report(host, message.processes, now, message.late)
         else:
             if not state.registered or message.event != state.events + 1:
                 self._ask(host)
@@ -160,7 +167,9 @@ class Conductor:
             self._process(host, process.slot, process.pid).ready = process.ready
         for key in [key for key in self.processes if key[0] == host and key[1] not in alive]:
             proc = self.processes[key]
-            self._exited(host, p.Exited(0, proc.slot, proc.pid, 0, 0, "", "its end was not seen: the line to its agent was down"))
+            self._exited(
+                host, p.Exited(0, proc.slot, proc.pid, 0, 0, "", "its end was not seen: the line to its agent was down")
+            )
         if self.stage != "recover":
             self._catch_up(host, register)
         self._advance()
@@ -196,8 +205,8 @@ class Conductor:
         return self.processes[host, pid]
 
     def _rank_of(self, proc: Proc) -> int | None:
-        for rank, place in enumerate(self.places):
-            if place is proc:
+        for rank, holder in enumerate(self.places):
+            if holder is proc:
                 return rank
         return None
 
@@ -244,7 +253,9 @@ class Conductor:
             first = min(at for at, _ in self._broken.values())
             if now - first > BROKEN_SECONDS:
                 errors = "; ".join(f"rank {rank}: {error[:120]}" for rank, (_, error) in sorted(self._broken.items())[:3])
-                self._fault(Verdict("unknown", (), f"a collective broke, every process lives ({errors})", (), onset=now - first))
+                self._fault(
+                    Verdict("unknown", (), f"a collective broke, every process lives ({errors})", (), onset=now - first)
+                )
         self._advance()
 
     def _judge(self, now: float) -> None:
@@ -297,7 +308,18 @@ class Conductor:
         if proc is None:
             return
         rank = self._rank_of(proc)
-        self._tell("process.ended", host=host, slot=exited.slot, pid=exited.pid, status=status_name(exited.status), rank=rank, replaced=proc.out)
+        if exited.record:
+            last = p.Seen(exited.slot, exited.pid, exited.record, 0.0, "X", 0.0, 0.0)
+            self.fleet.report(host, [last], self._clock())
+        self._tell(
+            "process.ended",
+            host=host,
+            slot=exited.slot,
+            pid=exited.pid,
+            status=status_name(exited.status),
+            rank=rank,
+            replaced=proc.out,
+        )
         if self.stage in {"done", "failed"} or proc.out:
             return
         if rank is None:
@@ -314,20 +336,22 @@ class Conductor:
         self._keep_out(proc.card, f"its process ended {count} times before it was ready")
         usable = sum(host.slots + host.spares for host in self.spec.hosts if host.name not in self.lost) - len(self.kept_out)
         if usable < self.spec.world:
-            self._fail(f"the process of {proc.card} ended with {status_name(exited.status)} before it was ready; its log {exited.log}: "
-                       f"{exited.tail.strip()[-600:]}")
+            self._fail(
+                f"the process of {proc.card} ended with {status_name(exited.status)} before it was ready; its log "
+                f"{exited.log}: {exited.tail.strip()[-600:]}"
+            )
 
     def _fault(self, verdict: Verdict, window: Window | None = None, status: int = 0) -> None:
         """Names a fault, decides, and acts if it may."""
         window = window or self.fleet.window(self._clock())
         fault = self.book.open(verdict, window, self._step(), self._wall())
         remedy = climb(verdict, self.history, self.watch, fault.step, self._wall(), status)
-        if verdict.cause == "exit" and status > 0:
+        if is_program_error(status):
             self.history.program_errors[fault.step] += 1
         self._apply(fault, remedy, window)
 
     def _step(self) -> int:
-        """The step under way."""
+        """The newest step under way."""
         return max(self.fleet.step(), self.resume_step + 1)
 
     def _apply(self, fault: Fault, remedy: Remedy, window: Window, kind: str = "fault.named") -> None:
@@ -346,8 +370,10 @@ class Conductor:
             self._told.update((fault.cause, place) for place in ([window.place(rank) for rank in remedy.evict] or [""]))
             self._tell("fault.advised", fault=fault.id, remedy=remedy.text)
             if fault.cause in {"exit", "nonfinite"}:  # here the ranks cannot go on by themselves
-                self._fail(f"{fault.id}: {fault.evidence.subject}: {fault.evidence.verdict}. Nothing was done, because [guard] action is "
-                           f"\"advise\". Advised: {remedy.text}")
+                self._fail(
+                    f"{fault.id}: {fault.evidence.subject}: {fault.evidence.verdict}. Nothing was done, because [guard] "
+                    f'action is "advise". Advised: {remedy.text}'
+                )
             return
         if remedy.rung in {"redo", "rotate", "skip"}:
             return
@@ -393,8 +419,17 @@ class Conductor:
         missing = tuple(rank for rank in range(self.spec.world) if rank not in self._joined)
         few = len(missing) <= max(1, self.spec.world // 4)
         text = f"ranks {', '.join(map(str, missing))} did not join within {self.watch.join_seconds:.0f} s"
-        self._fault(Verdict("stuck" if few else "unknown", missing if few else (), text, (), (), 0.5 if few else None,
-                            onset=now - self._since))
+        self._fault(
+            Verdict(
+                "stuck" if few else "unknown",
+                missing if few else (),
+                text,
+                (),
+                (),
+                0.5 if few else None,
+                onset=now - self._since,
+            )
+        )
 
     # -- bad gradients ------------------------------------------------------------------------------------------------
 
@@ -415,9 +450,17 @@ class Conductor:
         rotated = before is not None and before.action == "rotate"
         if step.evicted_rank is not None and step.evicted_rank in ranks:
             # The card was replaced and the new one finds the same in these samples.
-            finding, verdict = "data", Verdict("nonfinite", (), "gradient not finite on another card too: the data",
-                                               judge_nonfinite(bad.step, [Vote(bad.attempt, ranks)], self.spec.world)[1].facts,
-                                               ("the card: it was replaced, and the new one found the same",), 0.95)
+            finding, verdict = (
+                "data",
+                Verdict(
+                    "nonfinite",
+                    (),
+                    "gradient not finite on another card too: the data",
+                    judge_nonfinite(bad.step, [Vote(bad.attempt, ranks)], self.spec.world)[1].facts,
+                    ("the card: it was replaced, and the new one found the same",),
+                    0.95,
+                ),
+            )
         else:
             step.votes.append(Vote(bad.attempt, ranks, rotated))
             finding, verdict = judge_nonfinite(bad.step, step.votes, self.spec.world)
@@ -459,8 +502,11 @@ class Conductor:
 
     def _candidates(self) -> list[Card]:
         """Cards with a ready process that may hold a rank."""
-        return [Card(proc.host, proc.slot, proc.pid) for proc in self.processes.values()
-                if proc.ready and not proc.out and proc.card not in self.kept_out and proc.host not in self.lost]
+        return [
+            Card(proc.host, proc.slot, proc.pid)
+            for proc in self.processes.values()
+            if proc.ready and not proc.out and proc.card not in self.kept_out and proc.host not in self.lost
+        ]
 
     def _settle(self) -> None:
         step = newest_whole_step(self._inventories, self.spec.world)
@@ -478,20 +524,34 @@ class Conductor:
         before = [Card(proc.host, proc.slot, proc.pid) for proc in self.places]
         homes = [host.name for host in self.spec.hosts for _ in range(host.slots)]
         cards = place(before, homes, self._candidates())
-        changed = {rank: f"{old.host}/{old.slot}" for rank, (old, new) in enumerate(zip(before, cards, strict=False)) if old != new}
+        changed = {
+            rank: f"{old.host}/{old.slot}" for rank, (old, new) in enumerate(zip(before, cards, strict=False)) if old != new
+        }
         self.places = [self.processes[card.host, card.pid] for card in cards]
         self._joined, self._broken = set(), {}
         brought = sources(self._inventories, self.resume_step, self.places_hosts())
         # A newly placed process is idle and answers at once; survivors are still letting go.
         server = min(changed, default=0)
-        self.journal.write("places", generation=self.generation, resume_step=self.resume_step,
-                           places=[[proc.host, proc.slot, proc.pid] for proc in self.places])
+        self.journal.write(
+            "places",
+            generation=self.generation,
+            resume_step=self.resume_step,
+            places=[[proc.host, proc.slot, proc.pid] for proc in self.places],
+        )
         peers = [p.Peer(host, self.hosts[host].address, self.hosts[host].port) for host in self._live()]
         by_host: dict[str, list[p.Place]] = {host: [] for host in self._live()}
         hosts = self.places_hosts()
         for rank, proc in enumerate(self.places):
-            assign = m.Assign(self.generation, rank, self.spec.world, self.resume_step, rank == server,
-                              self.spec.host(proc.host).address, hosts, changed)
+            assign = m.Assign(
+                self.generation,
+                rank,
+                self.spec.world,
+                self.resume_step,
+                rank == server,
+                self.spec.host(proc.host).address,
+                hosts,
+                changed,
+            )
             source, xxh3 = brought.get(rank, ("", ""))
             by_host[proc.host].append(p.Place(proc.slot, proc.pid, assign, source, xxh3))
         for host, places in by_host.items():
@@ -513,8 +573,12 @@ class Conductor:
                 self.book.save(fault)
         self.fleet.begin(self.generation, [(proc.host, proc.slot, proc.pid) for proc in self.places], self._clock())
         self.stage, self._since = "form", self._clock()
-        self._tell("formed", generation=self.generation, resume_step=self.resume_step,
-                   places={str(rank): proc.card for rank, proc in enumerate(self.places)})
+        self._tell(
+            "formed",
+            generation=self.generation,
+            resume_step=self.resume_step,
+            places={str(rank): proc.card for rank, proc in enumerate(self.places)},
+        )
 
     def places_hosts(self) -> list[str]:
         """Host of each rank."""
@@ -548,9 +612,20 @@ class Conductor:
         fault.state = "repaired"
         fault.timeline.trained = self._wall()
         self.book.save(fault)
-        self._tell("fault.repaired", fault=fault.id, cause=fault.cause, rank=fault.rank, was=fault.card or fault.host, now=fault.replaced_by,
-                   seconds=fault.seconds("trained"), named_seconds=fault.seconds("named"), steps_redone=fault.steps_redone,
-                   committed_steps_lost=fault.committed_steps_lost, remedy=fault.evidence.remedy, injected=fault.injected)
+        self._tell(
+            "fault.repaired",
+            fault=fault.id,
+            cause=fault.cause,
+            rank=fault.rank,
+            was=fault.card or fault.host,
+            now=fault.replaced_by,
+            seconds=fault.seconds("trained"),
+            named_seconds=fault.seconds("named"),
+            steps_redone=fault.steps_redone,
+            committed_steps_lost=fault.committed_steps_lost,
+            remedy=fault.evidence.remedy,
+            injected=fault.injected,
+        )
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
@@ -638,6 +713,21 @@ class Conductor:
 
     def _tell_fault(self, kind: str, fault: Fault) -> None:
         e = fault.evidence
-        self._tell(kind, fault=fault.id, cause=fault.cause, subject=e.subject, verdict=e.verdict, host=fault.host, card=fault.card, rank=fault.rank,
-                   step=fault.step, generation=fault.generation, injected=fault.injected, facts=[str(fact) for fact in e.facts],
-                   ruled_out=list(e.ruled_out), remedy=e.remedy, confidence=e.confidence, seconds=fault.seconds("named"))
+        self._tell(
+            kind,
+            fault=fault.id,
+            cause=fault.cause,
+            subject=e.subject,
+            verdict=e.verdict,
+            host=fault.host,
+            card=fault.card,
+            rank=fault.rank,
+            step=fault.step,
+            generation=fault.generation,
+            injected=fault.injected,
+            facts=[str(fact) for fact in e.facts],
+            ruled_out=list(e.ruled_out),
+            remedy=e.remedy,
+            confidence=e.confidence,
+            seconds=fault.seconds("named"),
+        )

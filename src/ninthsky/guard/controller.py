@@ -59,8 +59,9 @@ class Controller:
         self.spec = spec
         self.folder = Path(spec.folder)
         self._context = zmq.asyncio.Context()
-        self.listener: Listener[p.ToController] = Listener(self._context, load_keys(keys_path), p.Register | p.Report | p.Event,
-                                                           spec.watch.bind, port)
+        self.listener: Listener[p.ToController] = Listener(
+            self._context, load_keys(keys_path), p.Register | p.Report | p.Event, spec.watch.bind, port
+        )
         self._id = f"{os.getpid()}-{time.time_ns()}"
         self._outboxes = {host.name: Outbox(self._id) for host in spec.hosts}
         self._heard_id: dict[str, bool] = {}
@@ -73,7 +74,9 @@ class Controller:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        write_json(self.folder / "controller.json", {"address": self.spec.watch.bind, "port": self.listener.port, "pid": os.getpid()})
+        write_json(
+            self.folder / "controller.json", {"address": self.spec.watch.bind, "port": self.listener.port, "pid": os.getpid()}
+        )
         receiving = asyncio.ensure_future(self._receive())
         parent = os.getppid()
         try:
@@ -122,13 +125,23 @@ class Controller:
     def _write_result(self) -> None:
         c = self.conductor
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        write_json(self.folder / "result.json", {
-            "ok": c.stage == "done", "reason": c.reason if c.stage == "failed" else "", "generation": c.generation, "committed": c.committed,
-            "results": {str(rank): result for rank, result in sorted(c.results.items())},
-            "faults": [fault.id for fault in c.book.faults], "refused": dict(self.listener.refused),
-            "controller": {"seconds": round(time.monotonic() - self._started, 3), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
-                           "mb": round(usage.ru_maxrss / 1024, 1)},
-        })  # fmt: skip
+        write_json(
+            self.folder / "result.json",
+            {
+                "ok": c.stage == "done",
+                "reason": c.reason if c.stage == "failed" else "",
+                "generation": c.generation,
+                "committed": c.committed,
+                "results": {str(rank): result for rank, result in sorted(c.results.items())},
+                "faults": [fault.id for fault in c.book.faults],
+                "refused": dict(self.listener.refused),
+                "controller": {
+                    "seconds": round(time.monotonic() - self._started, 3),
+                    "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+                    "mb": round(usage.ru_maxrss / 1024, 1),
+                },
+            },
+        )
 
 
 def main(job: Path, keys: Path, port: int) -> int:
@@ -140,5 +153,3 @@ def main(job: Path, keys: Path, port: int) -> int:
         return await Controller(spec, keys, port or (before["port"] if before else 0)).run()
 
     return asyncio.run(work())
-
-

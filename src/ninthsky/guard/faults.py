@@ -84,11 +84,31 @@ class FaultBook:
         where |= {"host": host} if host else {}
         where |= {"card": card} if card else {}
         where |= {"rank": rank} if rank is not None and verdict.cause != "host" else {}
-        subject = card and f"card {card} (rank {rank})" or (host and f"host {host}") or "the job"
-        evidence = Evidence(id=number, kind="fault", subject=subject, verdict=verdict.text + (" (injected by this run)" if injected else ""),
-                            facts=verdict.facts, ruled_out=verdict.ruled_out, confidence=verdict.confidence, decided_by=verdict.judge, where=where)
-        fault = Fault(id=number, cause=verdict.cause, state="open", injected=injected, generation=window.generation, step=step, rank=rank,
-                      host=host, card=card, timeline=Timeline(began=wall - verdict.onset, noticed=wall, named=wall), evidence=evidence)
+        subject = (card and f"card {card} (rank {rank})") or (host and f"host {host}") or "the job"
+        evidence = Evidence(
+            id=number,
+            kind="fault",
+            subject=subject,
+            verdict=verdict.text + (" (injected by this run)" if injected else ""),
+            facts=verdict.facts,
+            ruled_out=verdict.ruled_out,
+            confidence=verdict.confidence,
+            decided_by=verdict.judge,
+            where=where,
+        )
+        fault = Fault(
+            id=number,
+            cause=verdict.cause,
+            state="open",
+            injected=injected,
+            generation=window.generation,
+            step=step,
+            rank=rank,
+            host=host,
+            card=card,
+            timeline=Timeline(began=wall - verdict.onset, noticed=wall, named=wall),
+            evidence=evidence,
+        )
         self.faults.append(fault)
         self.save(fault)
         return fault
@@ -96,8 +116,12 @@ class FaultBook:
     def amend(self, fault: Fault, verdict: Verdict) -> None:
         """More evidence came: the verdict is replaced, the fault stays the same."""
         fault.evidence = msgspec.structs.replace(
-            fault.evidence, verdict=verdict.text + (" (injected by this run)" if fault.injected else ""), facts=verdict.facts,
-            ruled_out=verdict.ruled_out, confidence=verdict.confidence)
+            fault.evidence,
+            verdict=verdict.text + (" (injected by this run)" if fault.injected else ""),
+            facts=verdict.facts,
+            ruled_out=verdict.ruled_out,
+            confidence=verdict.confidence,
+        )
         self.save(fault)
 
     def remedy(self, fault: Fault, text: str) -> None:
@@ -116,7 +140,12 @@ class FaultBook:
         """Whether this is a fault that the job inflicted on itself; each injection explains one fault."""
         for injected in self._injected:
             near = step - injected.step
-            if injected.kind == _INJECTED_AS.get(cause) and injected.rank == rank and near >= -1 and (near <= 2 or cause == "slow"):
+            if (
+                injected.kind == _INJECTED_AS.get(cause)
+                and injected.rank == rank
+                and near >= -1
+                and (near <= 2 or cause == "slow")
+            ):
                 self._injected.remove(injected)
                 return True
         return False

@@ -16,11 +16,26 @@ from ninthsky.guard.protocol import Seen
 STEPS = 64  # steps of which times are kept
 
 GROUP_TYPE = np.dtype([("id", "<u8"), ("enqueued", "<u4"), ("completed", "<u4"), ("op", "<u8")])
-RECORD_TYPE = np.dtype([
-    ("sequence", "<u4"), ("generation", "<u4"), ("rank", "<i4"), ("step", "<i4"), ("attempt", "<i4"), ("phase", "<u2"), ("flags", "<u2"),
-    ("local_wall", "<f4"), ("local_cpu", "<f4"), ("communication", "<f4"), ("data", "<f4"), ("loss", "<f4"), ("grad_norm", "<f4"),
-    ("digest", "<u8"), ("heartbeat", "<f8"), ("groups", GROUP_TYPE, (GROUPS,)),
-])  # fmt: skip
+RECORD_TYPE = np.dtype(
+    [
+        ("sequence", "<u4"),
+        ("generation", "<u4"),
+        ("rank", "<i4"),
+        ("step", "<i4"),
+        ("attempt", "<i4"),
+        ("phase", "<u2"),
+        ("flags", "<u2"),
+        ("local_wall", "<f4"),
+        ("local_cpu", "<f4"),
+        ("communication", "<f4"),
+        ("data", "<f4"),
+        ("loss", "<f4"),
+        ("grad_norm", "<f4"),
+        ("digest", "<u8"),
+        ("heartbeat", "<f8"),
+        ("groups", GROUP_TYPE, (GROUPS,)),
+    ]
+)
 assert RECORD_TYPE.itemsize == SIZE
 
 Floats = NDArray[np.float64]
@@ -93,8 +108,8 @@ class Fleet:
         self._last_report: dict[str, float] = {host: now for host, _, _ in places}
         self._late: dict[str, float] = {}
 
-    def report(self, host: str, late: float, processes: list[Seen], now: float) -> None:
-        """Takes in a host's report."""
+    def report(self, host: str, processes: list[Seen], now: float, late: float = 0.0) -> None:
+        """Takes in what a host reports of its processes."""
         self._last_report[host] = now
         self._late[host] = late
         for seen in processes:
@@ -139,18 +154,33 @@ class Fleet:
         """A picture of the fleet that later reports do not change."""
         hosts = tuple(host for host, _, _ in self._places)
         return Window(
-            now=now, generation=self.generation, hosts=hosts, cards=tuple(slot for _, slot, _ in self._places),
-            record=self._record.copy(), known=self._known.copy(), heartbeat_age=self._age + (now - self._seen_at),
-            stale_cpu=self._cpu - self._cpu_at_beat, state=tuple(self._state), unheld=self._unheld.copy(), quiet=now - self._moved_at,
+            now=now,
+            generation=self.generation,
+            hosts=hosts,
+            cards=tuple(slot for _, slot, _ in self._places),
+            record=self._record.copy(),
+            known=self._known.copy(),
+            heartbeat_age=self._age + (now - self._seen_at),
+            stale_cpu=self._cpu - self._cpu_at_beat,
+            state=tuple(self._state),
+            unheld=self._unheld.copy(),
+            quiet=now - self._moved_at,
             host_silence={host: now - self._last_report[host] for host in sorted(set(hosts))},
             host_late={host: self._late.get(host, 0.0) for host in sorted(set(hosts))},
-            local_wall=self._wall_ring.copy(), local_cpu=self._cpu_ring.copy(), steps_seen=int(self._count.min()),
+            local_wall=self._wall_ring.copy(),
+            local_cpu=self._cpu_ring.copy(),
+            steps_seen=int(self._count.min()),
             longest_gap=self._longest_gap,
-        )  # fmt: skip
+        )
 
 
 def _position(record: np.void) -> tuple[int, int, int, int, int]:
     """What changes when a rank gets on. Not the heartbeat: that beats in a blocked rank too."""
     groups = record["groups"]
-    return (int(record["step"]), int(record["attempt"]), int(record["phase"]),
-            int(groups["enqueued"].sum(dtype=np.int64)), int(groups["completed"].sum(dtype=np.int64)))
+    return (
+        int(record["step"]),
+        int(record["attempt"]),
+        int(record["phase"]),
+        int(groups["enqueued"].sum(dtype=np.int64)),
+        int(groups["completed"].sum(dtype=np.int64)),
+    )

@@ -1,8 +1,8 @@
 """Runs a guarded job from its first process to its result: controller, agents, ranks, and nothing left behind.
 
-    spec = JobSpec(run_id="demo", folder=..., command=[sys.executable, "-m", "ninthsky.train.elastic"], world=4,
-                   hosts=[HostSpec(name="host-0", slots=2), HostSpec(name="host-1", slots=2)], watch=Watch(action="act"))
-    result = run_job(spec, on_event=print)
+spec = JobSpec(run_id="demo", folder=..., command=[sys.executable, "-m", "ninthsky.train.elastic"], world=4,
+               hosts=[HostSpec(name="host-0", slots=2), HostSpec(name="host-1", slots=2)], watch=Watch(action="act"))
+result = run_job(spec, on_event=print)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ END_SECONDS = 15.0
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job ended. `results` has what each rank said in Finished; `usage` holds processor seconds of controller and agents."""
+    """How a job ended. `results` has what each rank said in Finished; `usage`: processor seconds of controller and hosts."""
 
     ok: bool
     reason: str
@@ -99,9 +99,22 @@ def _start_controller(spec: JobSpec, keys: Path) -> subprocess.Popen[bytes]:
 
 def _start_agent(spec: JobSpec, host: HostSpec, keys: Path, port: int) -> subprocess.Popen[bytes]:
     address = "127.0.0.1" if spec.watch.bind == "0.0.0.0" else spec.watch.bind
-    return _start(spec, host.name, list(host.launch),
-                  ["agent", "--job", str(Path(spec.folder) / "job.json"), "--host", host.name, "--keys", str(keys),
-                   "--controller", f"{address}:{port}"])
+    return _start(
+        spec,
+        host.name,
+        list(host.launch),
+        [
+            "agent",
+            "--job",
+            str(Path(spec.folder) / "job.json"),
+            "--host",
+            host.name,
+            "--keys",
+            str(keys),
+            "--controller",
+            f"{address}:{port}",
+        ],
+    )
 
 
 def _start(spec: JobSpec, name: str, launch: list[str], arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -109,8 +122,14 @@ def _start(spec: JobSpec, name: str, launch: list[str], arguments: list[str]) ->
     logs.mkdir(exist_ok=True)
     with (logs / f"{name}.log").open("ab") as log:
         # A process group of its own, so that Ctrl-C reaches the driver alone and ranks are not interrupted one by one.
-        return subprocess.Popen([*launch, sys.executable, "-m", "ninthsky", "guard", *arguments], stdin=subprocess.DEVNULL, stdout=log,
-                                stderr=log, process_group=0, preexec_fn=die_with_parent(os.getpid(), signal.SIGTERM))
+        return subprocess.Popen(
+            [*launch, sys.executable, "-m", "ninthsky", "guard", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            process_group=0,
+            preexec_fn=die_with_parent(os.getpid(), signal.SIGTERM),
+        )
 
 
 def _port(folder: Path, controller: subprocess.Popen[bytes]) -> int:
@@ -136,12 +155,19 @@ def _follow(spec: JobSpec, processes: dict[str, subprocess.Popen[bytes]], keys: 
                 return
             restarts += 1
             if restarts > CONTROLLER_RESTARTS:
-                raise UserError("N9-GRD-001", f"the controller ended {restarts} times", str(folder / "logs" / "controller.log"), "read its log")
+                raise UserError(
+                    "N9-GRD-001",
+                    f"the controller ended {restarts} times",
+                    str(folder / "logs" / "controller.log"),
+                    "read its log",
+                )
             processes[CONTROLLER] = _start_controller(spec, keys)
         if all(process.poll() is not None for name, process in processes.items() if name != CONTROLLER):
             _wait(processes[CONTROLLER], END_SECONDS)
             if read_json(folder / "result.json") is None:
-                raise UserError("N9-GRD-001", "every agent ended before the job was done", str(folder / "logs"), "read the agents' logs")
+                raise UserError(
+                    "N9-GRD-001", "every agent ended before the job was done", str(folder / "logs"), "read the agents' logs"
+                )
             return
         time.sleep(POLL_SECONDS)
 
@@ -169,9 +195,16 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def _result(folder: Path, seconds: float) -> JobResult:
     written = read_json(folder / "result.json") or {"ok": False, "reason": "no result was written"}
     usage = {path.stem: read_json(path) for path in sorted((folder / "usage").glob("*.json"))}
-    return JobResult(ok=written["ok"], reason=written["reason"], generation=written.get("generation", 0), committed=written.get("committed", -1),
-                     results={int(rank): result for rank, result in written.get("results", {}).items()}, faults=read_faults(folder / "faults"),
-                     seconds=seconds, usage={"controller": written.get("controller"), **usage})
+    return JobResult(
+        ok=written["ok"],
+        reason=written["reason"],
+        generation=written.get("generation", 0),
+        committed=written.get("committed", -1),
+        results={int(rank): result for rank, result in written.get("results", {}).items()},
+        faults=read_faults(folder / "faults"),
+        seconds=seconds,
+        usage={"controller": written.get("controller"), **usage},
+    )
 
 
 @contextmanager

@@ -59,4 +59,6 @@ def load_keys(path: Path) -> Keyring:
             raise UserError("N9-GRD-002", f"the key file can be read by others (mode {mode:o})", str(path), f"chmod 600 {path}")
         return msgspec.json.decode(path.read_bytes(), type=Keyring)
     except (OSError, msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise UserError("N9-GRD-002", f"no usable key file: {error}", str(path), "the job writes keys/ when it starts") from error
+        raise UserError(
+            "N9-GRD-002", f"no usable key file: {error}", str(path), "the job writes keys/ when it starts"
+        ) from error

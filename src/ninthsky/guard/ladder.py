@@ -17,6 +17,7 @@ from ninthsky.guard.spec import Watch
 Rung = Literal["redo", "rotate", "skip", "rebuild", "regroup", "stop"]
 CARD_FAILURES = 2  # a card that failed so often is kept out
 REBUILDS = 3  # without a step in between
+GIVEN_UP = frozenset({3, 4, 5})  # statuses of a rank that was fenced, lost its agent, or could not be freed: no error of the program
 
 
 @dataclass
@@ -45,7 +46,7 @@ def climb(verdict: Verdict, history: History, watch: Watch, step: int, now: floa
     """The rung for everything but bad gradients. `status` is the exit status where a process ended."""
     if verdict.cause == "mismatch":
         return Remedy("stop", "stopped: ranks of one program disagree about the next collective, which no other card mends")
-    if verdict.cause == "exit" and status > 0 and history.program_errors[step] >= 1:
+    if is_program_error(status) and history.program_errors[step] >= 1:
         return Remedy("stop", f"stopped: the program ended with an error at step {step} on another card too")
     if not verdict.ranks:
         if history.rebuilds >= REBUILDS:
@@ -55,6 +56,11 @@ def climb(verdict: Verdict, history: History, watch: Watch, step: int, now: floa
     if evictions > watch.max_evictions_per_hour and verdict.cause != "host":
         return Remedy("stop", f"stopped: {evictions} evictions within an hour, at most {watch.max_evictions_per_hour} allowed")
     return Remedy("regroup", "regrouped, another card takes the place with the state from its replica", verdict.ranks)
+
+
+def is_program_error(status: int) -> bool:
+    """Whether an exit status speaks of the training program itself: another card will not mend it."""
+    return status > 0 and status not in GIVEN_UP
 
 
 def climb_nonfinite(finding: Finding, votes: int, rank: int, watch: Watch) -> Remedy:

@@ -56,6 +56,8 @@ class Lines:
             self.refused["malformed frame"] += 1
         except ConnectionError:
             pass  # the process is gone; its exit is seen by the spawner
+        except asyncio.CancelledError:
+            pass  # the agent ends; asyncio's stream server would report a cancelled connection as an error
         finally:
             if process is not None and process.connection is writer:
                 process.connection = None
@@ -73,7 +75,8 @@ class Lines:
 
     def _introduce(self, message: ToAgent, writer: asyncio.StreamWriter) -> Process | None:
         pid, _, _ = _CREDENTIALS.unpack(
-            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
         process = self._spawner.processes.get(message.slot) if isinstance(message, Hello) else None
         if process is None or not descends_from(pid, process.pid):
             self.refused["unknown process"] += 1

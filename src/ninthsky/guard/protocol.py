@@ -29,7 +29,7 @@ class ProcessState(msgspec.Struct, frozen=True):
 # -- agent to controller --------------------------------------------------------------------------------------------------
 
 
-class Register(_Message):
+class Register(_Message, frozen=True):
     """All that an agent knows, on its first connection and whenever the controller asks."""
 
     address: str
@@ -51,7 +51,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     unheld: float  # seconds that its last shard has waited for a copy on another host; 0: none waits
 
 
-class Report(_Message):
+class Report(_Message, frozen=True):
     """Sent ten times a second. `late` is how many seconds late this agent's own clock tick was."""
 
     events: int
@@ -60,7 +60,7 @@ class Report(_Message):
     processes: list[Seen]
 
 
-class FromRank(_Message):
+class FromRank(_Message, frozen=True):
     """A rank's message, passed on."""
 
     event: int
@@ -69,13 +69,15 @@ class FromRank(_Message):
     message: ToAgent
 
 
-class Started(_Message):
+class Started(_Message, frozen=True):
+    """A process was started in a slot."""
+
     event: int
     slot: int
     pid: int
 
 
-class Exited(_Message):
+class Exited(_Message, frozen=True):
     """A process ended. `status` as in subprocess: negative is a signal. `oom` counts kernel OOM kills during its life."""
 
     event: int
@@ -85,6 +87,7 @@ class Exited(_Message):
     oom: int
     log: str
     tail: str  # last lines of its log
+    record: bytes = b""  # as it left it
 
 
 class ShardInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -96,7 +99,7 @@ class ShardInfo(msgspec.Struct, frozen=True, array_like=True):
     xxh3: str
 
 
-class Inventory(_Message):
+class Inventory(_Message, frozen=True):
     """Answer to Prepare."""
 
     event: int
@@ -104,7 +107,7 @@ class Inventory(_Message):
     shards: list[ShardInfo]
 
 
-class PlaceFailed(_Message):
+class PlaceFailed(_Message, frozen=True):
     """A rank's state could not be brought to its new place."""
 
     event: int
@@ -113,7 +116,7 @@ class PlaceFailed(_Message):
     reason: str
 
 
-class Refusals(_Message):
+class Refusals(_Message, frozen=True):
     """Peers and frames that this agent turned away so far, by reason."""
 
     event: int
@@ -123,11 +126,11 @@ class Refusals(_Message):
 # -- controller to agent --------------------------------------------------------------------------------------------------
 
 
-class WhoAreYou(_Message):
+class WhoAreYou(_Message, frozen=True):
     """Send Register."""
 
 
-class Prepare(_Message):
+class Prepare(_Message, frozen=True):
     """A new generation begins: abort the old one in all ranks, refuse its shards from now on, answer with the inventory."""
 
     generation: int
@@ -152,7 +155,7 @@ class Peer(msgspec.Struct, frozen=True):
     port: int
 
 
-class Form(_Message):
+class Form(_Message, frozen=True):
     """The new generation: places on this host, live hosts in ring order (each ships its copies to the next)."""
 
     generation: int
@@ -161,7 +164,7 @@ class Form(_Message):
     peers: list[Peer]
 
 
-class ToSlot(_Message):
+class ToSlot(_Message, frozen=True):
     """Pass a message on to a process."""
 
     slot: int
@@ -169,7 +172,7 @@ class ToSlot(_Message):
     message: ToRank
 
 
-class Kill(_Message):
+class Kill(_Message, frozen=True):
     """End a process that was replaced."""
 
     slot: int
@@ -177,20 +180,20 @@ class Kill(_Message):
     reason: str
 
 
-class KeepOut(_Message):
+class KeepOut(_Message, frozen=True):
     """Start nothing in this slot again."""
 
     slot: int
     reason: str
 
 
-class Refused(_Message):
+class Refused(_Message, frozen=True):
     """This host was declared lost and its ranks were replaced: fence them, and end."""
 
     generation: int
 
 
-class Shutdown(_Message):
+class Shutdown(_Message, frozen=True):
     """The job is over."""
 
     reason: str
@@ -212,7 +215,7 @@ class Numbered(msgspec.Struct, frozen=True):
 # -- agent to agent -------------------------------------------------------------------------------------------------------
 
 
-class Put(_Message):
+class Put(_Message, frozen=True):
     """A piece of a shard that the receiver shall hold."""
 
     generation: int
@@ -224,7 +227,7 @@ class Put(_Message):
     data: bytes
 
 
-class Held(_Message):
+class Held(_Message, frozen=True):
     """The whole shard is here and its checksum is right."""
 
     rank: int
@@ -232,7 +235,7 @@ class Held(_Message):
     xxh3: str
 
 
-class NotHeld(_Message):
+class NotHeld(_Message, frozen=True):
     """The shard was refused: stale generation, wrong size, wrong checksum."""
 
     rank: int
@@ -241,7 +244,7 @@ class NotHeld(_Message):
     reason: str
 
 
-class Get(_Message):
+class Get(_Message, frozen=True):
     """Asks for a piece of a shard."""
 
     rank: int
@@ -250,7 +253,7 @@ class Get(_Message):
     offset: int
 
 
-class Piece(_Message):
+class Piece(_Message, frozen=True):
     """Answer to Get: `size` is the whole shard's, -1 where it is not here."""
 
     rank: int

@@ -169,8 +169,9 @@ class ShardExchange:
     `on_held(info)` is called when another host has acknowledged a shard (at once, where there is only one host).
     """
 
-    def __init__(self, context: zmq.asyncio.Context, keys: Keyring, store: ShardStore, bind: str,
-                 on_held: Callable[[ShardInfo], None]) -> None:
+    def __init__(
+        self, context: zmq.asyncio.Context, keys: Keyring, store: ShardStore, bind: str, on_held: Callable[[ShardInfo], None]
+    ) -> None:
         self.keys, self.store = keys, store
         self.generation = 0
         self.stale_refused = 0
@@ -328,5 +329,3 @@ class ShardExchange:
 def remove_folder(folder: Path) -> None:
     """Removes an agent's folder from shared memory."""
     shutil.rmtree(folder, ignore_errors=True)
-
-

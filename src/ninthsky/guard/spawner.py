@@ -52,8 +52,15 @@ class Process:
 class Spawner:
     """Processes by slot. `on_exit(process, status)` is called in the event loop, a few milliseconds after the end."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], folder: Path, logs: Path, host: str,
-                 on_exit: Callable[[Process, int], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        folder: Path,
+        logs: Path,
+        host: str,
+        on_exit: Callable[[Process, int], None],
+    ) -> None:
         self.processes: dict[int, Process] = {}
         self._command, self._env, self._folder, self._logs, self._host = list(command), env, folder, logs, host
         self._on_exit = on_exit
@@ -69,12 +76,25 @@ class Spawner:
         private = self._folder / f"{name}-{number}"
         private.mkdir(mode=0o700)
         log = self._logs / f"{self._host}-{name}-{number}.log"
-        env = {**os.environ, **self._env, "N9_AGENT": str(self._folder / "agent.sock"), "N9_RECORD": str(record),
-               "N9_SLOT": str(slot), "N9_HOST": self._host, "N9_SHARDS": str(private)}
+        env = {
+            **os.environ,
+            **self._env,
+            "N9_AGENT": str(self._folder / "agent.sock"),
+            "N9_RECORD": str(record),
+            "N9_SLOT": str(slot),
+            "N9_HOST": self._host,
+            "N9_SHARDS": str(private),
+        }
         lower = background and _can_raise_priority()
         with log.open("ab") as output:
-            popen = subprocess.Popen(self._command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                     preexec_fn=_prepare(os.getpid(), BACKGROUND_NICE if lower else 0))
+            popen = subprocess.Popen(
+                self._command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_prepare(os.getpid(), BACKGROUND_NICE if lower else 0),
+            )
         process = Process(slot, number, popen, private, record, log, oom_kills(), lower)
         self.processes[slot] = process
         descriptor = os.pidfd_open(popen.pid)

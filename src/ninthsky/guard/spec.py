@@ -1,4 +1,4 @@
-"""What a guarded job is: command, ranks, hosts, and what may be done about faults. Saved as job.json for every process of it."""
+"""What a guarded job is: command, ranks, hosts, and what may be done about faults. Saved as job.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Injected(msgspec.Struct, frozen=True):
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
-    """What is watched and what may be done, as `[guard]` of run.toml has it, and the times a person seldom changes (seconds)."""
+    """What is watched and what may be done, as `[guard]` of run.toml has it, and times seldom changed (seconds)."""
 
     action: Literal["advise", "act"] = "advise"
     hang_seconds: float = 2.5
@@ -79,13 +79,19 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         where = f"{self.folder}/job.json"
         if not self.run_id.replace("-", "").replace("_", "").isalnum() or len(self.run_id) > 40:
-            raise UserError("N9-CFG-012", f"run_id {self.run_id!r}: at most 40 letters, digits, - and _", where, "choose another name")
+            raise UserError(
+                "N9-CFG-012", f"run_id {self.run_id!r}: at most 40 letters, digits, - and _", where, "choose another name"
+            )
         names = [host.name for host in self.hosts]
         if len(set(names)) != len(names) or not all(name.replace("-", "").isalnum() and len(name) <= 40 for name in names):
             raise UserError("N9-CFG-012", f"host names {names}: must differ, at most 40 letters, digits and -", where, "rename")
         if self.world < 1 or self.world != sum(host.slots for host in self.hosts):
-            raise UserError("N9-CFG-013", f"{self.world} ranks on {sum(host.slots for host in self.hosts)} slots", where,
-                            "world must be the sum of the hosts' slots")
+            raise UserError(
+                "N9-CFG-013",
+                f"{self.world} ranks on {sum(host.slots for host in self.hosts)} slots",
+                where,
+                "world must be the sum of the hosts' slots",
+            )
 
     def host(self, name: str) -> HostSpec:
         """Raises KeyError for a host that the job does not have."""
@@ -109,4 +115,6 @@ def load_spec(path: Path) -> JobSpec:
     try:
         return msgspec.json.decode(path.read_bytes(), type=JobSpec)
     except (OSError, msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise UserError("N9-CFG-001", f"not a job: {error}", str(path), "job.json is written by `n9 run`; see docs/guard.md") from error
+        raise UserError(
+            "N9-CFG-001", f"not a job: {error}", str(path), "job.json is written by `n9 run`; see docs/guard.md"
+        ) from error

@@ -67,8 +67,17 @@ def _events(path: Path, forever: bool) -> Iterator[dict[str, Any]]:
         time.sleep(POLL_SECONDS)
 
 
-_STYLES = {"fault.named": "bold red", "fault.rung": "yellow", "fault.advised": "bold yellow", "fault.repaired": "green", "job.failed": "bold red",
-           "stage.start": "bold", "stage.done": "green", "stage.fail": "bold red", "host.refused": "yellow"}  # fmt: skip
+_STYLES = {
+    "fault.named": "bold red",
+    "fault.rung": "yellow",
+    "fault.advised": "bold yellow",
+    "fault.repaired": "green",
+    "job.failed": "bold red",
+    "stage.start": "bold",
+    "stage.done": "green",
+    "stage.fail": "bold red",
+    "host.refused": "yellow",
+}
 
 
 def line_of(event: dict[str, Any]) -> str:
@@ -84,7 +93,9 @@ def line_of(event: dict[str, Any]) -> str:
 
 def _text(kind: str, e: dict[str, Any]) -> str:
     if kind in {"fault.named", "fault.rung"}:
-        head = f"FAULT {e['fault']}  {e['subject']}: {e['verdict']}" if kind == "fault.named" else f"{e['fault']}  {e['verdict']}"
+        head = (
+            f"FAULT {e['fault']}  {e['subject']}: {e['verdict']}" if kind == "fault.named" else f"{e['fault']}  {e['verdict']}"
+        )
         lines = [head + (f"  (step {e['step']})" if kind == "fault.named" else "")]
         lines += [f"evidence   {fact}" for fact in e["facts"]]
         lines += [f"ruled out  {line}" for line in e["ruled_out"]]
@@ -93,17 +104,28 @@ def _text(kind: str, e: dict[str, Any]) -> str:
     if kind == "fault.repaired":
         took = f"{e['seconds']:.2f} s after it began" if e["seconds"] is not None else ""
         place = f", {e['now']} took the place of {e['was']}" if e["now"] else ""
-        return (f"repaired {e['fault']}: training again {took}{place}; {e['steps_redone']} steps redone, "
-                f"{e['committed_steps_lost']} committed steps lost")
+        return (
+            f"repaired {e['fault']}: training again {took}{place}; {e['steps_redone']} steps redone, "
+            f"{e['committed_steps_lost']} committed steps lost"
+        )
     texts = {
-        "stage.start": "stage {stage}", "stage.done": "stage {stage} done in {seconds:.1f} s", "stage.fail": "stage {stage} FAILED: {error}",
-        "commit": "step {step} committed (generation {generation})", "generation": "generation {generation}: {reason}",
+        "stage.start": "stage {stage}",
+        "stage.done": "stage {stage} done in {seconds:.1f} s",
+        "stage.fail": "stage {stage} FAILED: {error}",
+        "commit": "step {step} committed (generation {generation})",
+        "generation": "generation {generation}: {reason}",
         "joined": "all ranks joined generation {generation}, going on after step {resume_step}",
-        "fault.advised": "{fault}: advised only: {remedy}", "host.refused": "host {host} came back and was refused: it was replaced",
-        "card.kept_out": "card {card} is kept out: {reason}", "spare.wanted": "no spare is left: waiting for a restarted process",
-        "controller.restarted": "the controller was restarted", "controller.recovered": "the controller goes on from its journal",
-        "refused": "turned away at {host}: {counts}", "job.done": "job done, {faults} faults", "job.failed": "job FAILED: {reason}",
-    }  # fmt: skip
+        "inject": "injected: {fault} on rank {rank} at step {step}, attempt {attempt}",
+        "fault.advised": "{fault}: advised only: {remedy}",
+        "host.refused": "host {host} came back and was refused: it was replaced",
+        "card.kept_out": "card {card} is kept out: {reason}",
+        "spare.wanted": "no spare is left: waiting for a restarted process",
+        "controller.restarted": "the controller was restarted",
+        "controller.recovered": "the controller goes on from its journal",
+        "refused": "turned away at {host}: {counts}",
+        "job.done": "job done, {faults} faults",
+        "job.failed": "job FAILED: {reason}",
+    }
     return texts[kind].format(**e) if kind in texts else ""
 
 

@@ -25,7 +25,9 @@ M = TypeVar("M")
 
 _DOMAIN = "ninthsky"
 
-_FAILED_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_FAILED_HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -76,7 +78,7 @@ class Listener(Generic[M]):
             if len(frames) != 2:
                 self.refused["malformed"] += 1
                 continue
-            sender = self._keys.name_of(frames[1].get("User-Id"))
+            sender = self._keys.name_of(str(frames[1].get("User-Id")))
             if sender is None:
                 self.refused["unknown key"] += 1
                 continue
@@ -93,14 +95,14 @@ class Listener(Generic[M]):
         route = self._routes.get(peer)
         if route is None:
             return False
-        self._socket.send_multipart([route, _encoder.encode(message)]).add_done_callback(_forget)
+        asyncio.ensure_future(self._socket.send_multipart([route, _encoder.encode(message)])).add_done_callback(_forget)
         return True
 
     async def _count_handshakes(self, monitor: Any) -> None:
         names = {zmq.EVENT_HANDSHAKE_FAILED_AUTH: "wrong key", zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no CURVE handshake"}
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())
-            self.refused[names.get(event["event"], "handshake broken off")] += 1
+            self.refused[names.get(zmq.Event(event["event"]), "handshake broken off")] += 1
 
     def close(self) -> None:
         self._monitor.cancel()
@@ -135,7 +137,7 @@ class Caller(Generic[M]):
 
     def send(self, message: Any) -> bool:
         """Sends now or not at all."""
-        future = self._socket.send(_encoder.encode(message), flags=zmq.NOBLOCK)
+        future = asyncio.ensure_future(self._socket.send(_encoder.encode(message), flags=zmq.NOBLOCK))
         return not (future.done() and future.exception())
 
     async def send_when_possible(self, message: Any) -> None:

@@ -8,6 +8,7 @@ pipeline is meant: the first, which keeps the most micro-batches, with the last 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def held(cuts: Cuts, sizes: Sizes, work: Work) -> Held:
     if sizes.sparse_layers:
         layer = np.maximum(layer if sizes.dense_layers else 0.0, sparse_layer)
     unit = np.minimum(np.maximum(layer, work.unit_bytes / work.gather_bytes), common + routed - ends)
-    # With ep = 1 FSDP shards experts by their number and pads: over more shards than experts, each full one holds a whole expert.
+    # With ep = 1 FSDP shards experts by their number and pads: over more shards than experts, the full ones hold one each.
     experts = max(sizes.experts, 1)
     padding = np.where(cuts.ep == 1, np.ceil(experts / cuts.expert_shards) * cuts.expert_shards / experts, 1.0)
     return Held(common, routed, common / cuts.shards, routed / cuts.expert_shards * padding, unit, ends)
@@ -63,17 +64,14 @@ def held(cuts: Cuts, sizes: Sizes, work: Work) -> Held:
 def imbalance(cuts: Cuts, sizes: Sizes) -> Floats:
     """Tokens of the fullest of `ep` ranks over the mean.
 
-    A rank's load is a mean over experts / ep experts, so its spread shrinks with their number; the largest of n normal draws
-    lies about sqrt(2 ln n) x (1 - (ln ln n + ln 4 pi) / (4 ln n)) deviations out (Cramer 1946, 28.6); small n are looked up.
-    Loads sum to a constant, hence the factor sqrt(1 - 1 / ep).
+    A rank's load is a mean over experts / ep experts, so its spread shrinks with their number. The largest of n normal draws
+    is expected at the quantile (n - 3/8) / (n + 1/4) (Blom 1958). Loads sum to a constant, hence the factor sqrt(1 - 1 / ep).
     """
     if not sizes.sparse_layers:
         return np.ones(len(cuts))
-    exact = np.array([0.0, 0.0, 0.564, 0.846, 1.029, 1.163, 1.267, 1.352, 1.424])  # expected maximum of n standard normal draws
-    log = np.log(np.maximum(cuts.ep, 9).astype(float))
-    far = np.sqrt(2 * log) * (1 - (np.log(log) + np.log(4 * np.pi)) / (4 * log))
-    out = np.where(cuts.ep <= 8, exact[np.minimum(cuts.ep, 8)], far)
-    return 1.0 + EXPERT_SPREAD * np.sqrt(cuts.ep / sizes.experts) * np.sqrt(1 - 1 / cuts.ep) * out
+    ranks, place = np.unique(cuts.ep, return_inverse=True)
+    largest = np.array([NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) for n in ranks.tolist()])[place]
+    return 1.0 + EXPERT_SPREAD * np.sqrt(cuts.ep / sizes.experts) * np.sqrt(1 - 1 / cuts.ep) * largest
 
 
 def micro_batches(cuts: Cuts, work: Work) -> Ints:

@@ -150,10 +150,8 @@ def print_found(found: Found, top: int, json_lines: bool) -> None:
         )
     if problem.cluster.chip.name != "cpu":
         hours = repairs[0].mean_seconds_between / 3600
-        print(
-            f"\nTime that trains, of {problem.cluster.ranks:,} cards (a fault each {hours:.2f} h, the rate of Llama 3, arXiv 2407.21783;"
-        )
-        print("state kept in memory each minute), by how soon a fault is named and mended:")
+        print(f"\nTime that trains, of {problem.cluster.ranks:,} cards, by how soon a fault is named and mended")
+        print(f"(a fault each {hours:.2f} h, the rate of Llama 3, arXiv 2407.21783; state kept in memory each minute):")
         print("  " + "   ".join(f"{name} {repair.effective:.2%}" for (name, _), repair in zip(REPAIRS, repairs, strict=True)))
     print(f"\n{found.cuts[0].block()}")
 

@@ -117,7 +117,7 @@ def pipeline_seconds(cuts: Cuts, sizes: Sizes, work: Work, cluster: Cluster) -> 
 
 
 def egress(cuts: Cuts, sizes: Sizes, work: Work, cluster: Cluster) -> dict[str, Floats]:
-    """Bytes that leave one host per step, on average over hosts: by collective, between stages, for peers' copies; and in all."""
+    """Bytes that leave one host per step, on average over hosts: by collective, between stages, for copies, in all."""
     border = tokens_at_once(cuts, work) * sizes.dim * work.compute_bytes / cuts.tp
     stage = cluster.ranks // cuts.pp  # ranks of one pipeline stage
     # Passes from host to host on the way through all virtual stages; each rank sends forward, and gradients come back.

@@ -14,7 +14,7 @@ Rope = tuple[Tensor, Tensor]
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> Rope:
     """Cosines and signed sines of rotary positions (Su et al. 2021, arXiv 2104.09864), halves turned against each other.
 
-    `positions` LongTensor [..., T] -> two FloatTensors [..., T, 1, head_dim], ready to be multiplied on [..., T, heads, head_dim].
+    `positions` LongTensor [..., T] -> two FloatTensors [..., T, 1, head_dim], to be multiplied on [..., T, heads, head_dim].
     The first half of the sines is negative, so that turning is `x * cos + swapped(x) * sin`.
     """
     half = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
@@ -67,7 +67,8 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k), rope).transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(start, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads)
+        grouped = self.heads != self.kv_heads
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).reshape(rows, length, self.heads * self.head_dim))
 
 

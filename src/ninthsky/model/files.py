@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ninthsky.errors import UserError
-from ninthsky.model.decoder import Decoder
+from ninthsky.model.decoder import Decoder, Layer
+from ninthsky.model.experts import FeedForward
 from ninthsky.model.shape import Shape
 
 FILES = ("config.json", "model.safetensors")
@@ -31,12 +33,15 @@ def save(model: Decoder, folder: Path, tokenizer_json: Path | None = None) -> No
     _write(folder / "generation_config.json", {"eos_token_id": 1, "pad_token_id": 0, "do_sample": False})
     if tokenizer_json is not None:
         shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-        _write(folder / "tokenizer_config.json", {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "clean_up_tokenization_spaces": False,
-        })
+        _write(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<eos>",
+                "pad_token": "<pad>",
+                "clean_up_tokenization_spaces": False,
+            },
+        )
 
 
 def load(folder: Path) -> Decoder:
@@ -46,7 +51,8 @@ def load(folder: Path) -> Decoder:
             raise UserError("N9-MOD-001", f"no {name} in {folder}", str(folder), "name the folder `export` of a run")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        stored = load_file(folder / "model.safetensors")
+        # Read, not memory-mapped: a map of a file that someone replaces ends the process.
+        stored = load_bytes((folder / "model.safetensors").read_bytes())
     except (ValueError, SafetensorError, OSError) as error:
         raise UserError("N9-MOD-001", f"the model is damaged: {error}", str(folder), "export it again") from error
     model = Decoder(_shape(config, folder), seed=None)
@@ -68,12 +74,13 @@ def _to_glm(model: Decoder) -> Iterator[tuple[str, Tensor]]:
     yield "model.norm.weight", model.norm.weight
     yield "lm_head.weight", model.head.weight
     for number, layer in enumerate(model.layers):
+        assert isinstance(layer, Layer)
         at = f"model.layers.{number}"
         yield f"{at}.input_layernorm.weight", layer.attention_norm.weight
         yield f"{at}.post_attention_layernorm.weight", layer.mlp_norm.weight
         for name, tensor in layer.attention.named_parameters():
             yield f"{at}.self_attn.{name}", tensor
-        if number < model.shape.dense_layers:
+        if isinstance(layer.mlp, FeedForward):
             yield from _feed_forward(f"{at}.mlp", layer.mlp.gate_up.weight, layer.mlp.down.weight)
             continue
         yield f"{at}.mlp.gate.weight", layer.mlp.router.weight
@@ -129,8 +136,16 @@ def _config(shape: Shape) -> dict[str, object]:
 
 
 # What a Glm4Moe folder may say otherwise and this decoder does not compute.
-_ONLY = {"model_type": "glm4_moe", "n_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "attention_bias": False,
-         "hidden_act": "silu", "tie_word_embeddings": False, "num_nextn_predict_layers": 0}
+_ONLY = {
+    "model_type": "glm4_moe",
+    "n_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "num_nextn_predict_layers": 0,
+}
 
 
 def _shape(config: dict[str, object], folder: Path) -> Shape:
@@ -141,15 +156,28 @@ def _shape(config: dict[str, object], folder: Path) -> Shape:
         if given.get(name) != wanted:
             raise UserError("N9-MOD-002", f"{name} = {given.get(name)!r}, and this decoder knows {wanted!r} only", str(folder))
     try:
-        sizes = {ours: config[theirs] for ours, theirs in {
-            "vocab": "vocab_size", "layers": "num_hidden_layers", "dim": "hidden_size", "heads": "num_attention_heads",
-            "kv_heads": "num_key_value_heads", "experts": "n_routed_experts", "experts_per_token": "num_experts_per_tok",
-            "expert_dim": "moe_intermediate_size", "shared_experts": "n_shared_experts",
-            "dense_layers": "first_k_dense_replace", "dense_dim": "intermediate_size", "qk_norm": "use_qk_norm",
-            "norm_eps": "rms_norm_eps",
-        }.items()}
+        sizes = {
+            ours: config[theirs]
+            for ours, theirs in {
+                "vocab": "vocab_size",
+                "layers": "num_hidden_layers",
+                "dim": "hidden_size",
+                "heads": "num_attention_heads",
+                "kv_heads": "num_key_value_heads",
+                "experts": "n_routed_experts",
+                "experts_per_token": "num_experts_per_tok",
+                "expert_dim": "moe_intermediate_size",
+                "shared_experts": "n_shared_experts",
+                "dense_layers": "first_k_dense_replace",
+                "dense_dim": "intermediate_size",
+                "qk_norm": "use_qk_norm",
+                "norm_eps": "rms_norm_eps",
+            }.items()
+        }
     except KeyError as error:
         raise UserError("N9-MOD-001", f"config.json lacks {error}", str(folder), "export it again") from None
+    if not sizes["dense_layers"]:
+        sizes["dense_dim"] = 0
     shape = Shape(**sizes, rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))))  # type: ignore[arg-type]
     if shape.head_dim != config.get("head_dim", shape.head_dim):
         raise UserError("N9-MOD-002", f"head_dim = {config['head_dim']}, and this decoder knows dim / heads only", str(folder))

@@ -12,11 +12,25 @@ from ninthsky.model.decoder import Cache, Decoder
 
 
 @overload
-def generate(model: Decoder, ids: Sequence[int], max_new_tokens: int, stop: int = ..., temperature: float = ...,
-             seed: int = ..., rows: int = ...) -> list[int]: ...
+def generate(
+    model: Decoder,
+    ids: Sequence[int],
+    max_new_tokens: int,
+    stop: int = ...,
+    temperature: float = ...,
+    seed: int = ...,
+    rows: int = ...,
+) -> list[int]: ...
 @overload
-def generate(model: Decoder, ids: Sequence[Sequence[int]], max_new_tokens: int, stop: int = ..., temperature: float = ...,
-             seed: int = ..., rows: int = ...) -> list[list[int]]: ...
+def generate(
+    model: Decoder,
+    ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: int = ...,
+    temperature: float = ...,
+    seed: int = ...,
+    rows: int = ...,
+) -> list[list[int]]: ...
 
 
 def generate(
@@ -38,8 +52,9 @@ def generate(
     return _answers(model, [list(prompt) for prompt in ids], max_new_tokens, stop, temperature, seed, rows)  # type: ignore[arg-type]
 
 
-def stream(model: Decoder, ids: Sequence[int], max_new_tokens: int, stop: int = 1, temperature: float = 0.0,
-           seed: int = 0) -> Iterator[int]:
+def stream(
+    model: Decoder, ids: Sequence[int], max_new_tokens: int, stop: int = 1, temperature: float = 0.0, seed: int = 0
+) -> Iterator[int]:
     """The same tokens as `generate` for one prompt, one by one as they come."""
     for tokens in _steps(model, [list(ids)], [0], max_new_tokens, temperature, seed):
         if int(tokens[0]) == stop:
@@ -47,8 +62,9 @@ def stream(model: Decoder, ids: Sequence[int], max_new_tokens: int, stop: int = 
         yield int(tokens[0])
 
 
-def _answers(model: Decoder, prompts: list[list[int]], max_new: int, stop: int, temperature: float, seed: int,
-             rows: int) -> list[list[int]]:
+def _answers(
+    model: Decoder, prompts: list[list[int]], max_new: int, stop: int, temperature: float, seed: int, rows: int
+) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for first in range(0, len(by_length), rows):
@@ -65,8 +81,9 @@ def _answers(model: Decoder, prompts: list[list[int]], max_new: int, stop: int, 
 
 
 @torch.inference_mode()
-def _steps(model: Decoder, prompts: list[list[int]], numbers: list[int], max_new: int, temperature: float,
-           seed: int) -> Iterator[Tensor]:
+def _steps(
+    model: Decoder, prompts: list[list[int]], numbers: list[int], max_new: int, temperature: float, seed: int
+) -> Iterator[Tensor]:
     """The next token of every row, again and again. Shorter prompts are padded on the left."""
     if any(not prompt for prompt in prompts):
         raise ValueError("an empty prompt has no next token")

@@ -44,8 +44,18 @@ class Shape:
     @classmethod
     def of(cls, model: Model, vocab: int) -> Shape:
         """The shape that a `[model]` block stands for, all values of which `size` has filled in."""
-        names = ("layers", "dim", "heads", "kv_heads", "experts", "experts_per_token", "expert_dim", "shared_experts",
-                 "dense_layers", "dense_dim")
+        names = (
+            "layers",
+            "dim",
+            "heads",
+            "kv_heads",
+            "experts",
+            "experts_per_token",
+            "expert_dim",
+            "shared_experts",
+            "dense_layers",
+            "dense_dim",
+        )
         sizes = {name: getattr(model, name) for name in names}
         missing = [name for name, value in sizes.items() if value is None]
         if missing:

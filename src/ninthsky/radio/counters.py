@@ -167,9 +167,7 @@ def _one_row_per_hour(table: pl.DataFrame, findings: Findings) -> pl.DataFrame:
     return single.sort("station", "cell", "ts")
 
 
-def _grid(
-    table: pl.DataFrame, path: Path, unit: Unit, days: int | None, scale_days_held: int, findings: Findings
-) -> Counters:
+def _grid(table: pl.DataFrame, path: Path, unit: Unit, days: int | None, scale_days_held: int, findings: Findings) -> Counters:
     first = table["ts"].min()
     last = table["ts"].max()
     if not isinstance(first, datetime.datetime) or not isinstance(last, datetime.datetime):

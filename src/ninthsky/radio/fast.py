@@ -32,12 +32,13 @@ class Ridge:
     weights: Floats
     spread_by_hour: Floats
     ridge: bool
+    first_weekday: int  # of day 0, Monday 0
 
     def predict(self, roots: Floats, day: int) -> tuple[Floats, Floats]:
         """Median and spread [n, 24] of the root load on `day`, from the days before it."""
         shortest = MIN_FEATURES if self.ridge else 1
         calibration = max(0, min(CALIBRATION, day - shortest))
-        return kernels.predict(roots, day, self.weights, self.spread_by_hour, calibration, PRIOR)
+        return kernels.predict(roots, day, self.first_weekday, self.weights, self.spread_by_hour, calibration, PRIOR)
 
 
 def square_table() -> Floats:
@@ -58,7 +59,7 @@ def site_roots(counters: store.Counters, copies: float = 1.0) -> Floats:
     return kernels.site_roots(counters.codes, counters.scale, counters.starts, square_table(), copies)
 
 
-def fit(roots: Floats, until: int, seed: int) -> Ridge:
+def fit(roots: Floats, until: int, seed: int, first_weekday: int) -> Ridge:
     """Weights fitted on the target days before day `until`, by ridge regression reweighted towards absolute errors.
 
     Least squares with weights 1 / max(|residual|, small), five rounds; each hour shares the rows of its three neighbours
@@ -68,7 +69,7 @@ def fit(roots: Floats, until: int, seed: int) -> Ridge:
     first = MIN_FEATURES if usable else 1
     targets = np.arange(first, until, dtype=np.int64)
     if len(targets) == 0:
-        return Ridge(np.zeros((FEATURES, 24), np.float32), np.ones(24, np.float32), False)
+        return Ridge(np.zeros((FEATURES, 24), np.float32), np.ones(24, np.float32), False, first_weekday)
     rng = np.random.default_rng((seed, until))
     # Rows to learn from: days with a longer history first, series at random where there are more than enough.
     targets = targets[-56:]
@@ -76,7 +77,7 @@ def fit(roots: Floats, until: int, seed: int) -> Ridge:
     chosen = roots if len(roots) <= most else roots[np.sort(rng.choice(len(roots), most, replace=False))]
     level = np.sqrt(np.where(chosen >= 0, chosen, 0)[:, : until * 24].mean(axis=1, keepdims=True) ** 2) + 1e-6
     scaled = np.where(chosen >= 0, chosen / level, kernels.UNKNOWN).astype(np.float32)
-    mean, features = kernels.design(scaled, targets)
+    mean, features = kernels.design(scaled, targets, first_weekday)
     truth = scaled.reshape(len(scaled), -1, 24)[:, targets]
     known = truth >= 0
     weights = np.zeros((FEATURES, 24))
@@ -85,7 +86,7 @@ def fit(roots: Floats, until: int, seed: int) -> Ridge:
     guess = mean + np.einsum("kh,ntkh->nth", weights, features)
     error = np.where(known, np.abs(truth - guess), 0).sum(axis=(0, 1)) / np.maximum(known.sum(axis=(0, 1)), 1)
     shape = error / error.mean() if error.mean() > 0 else np.ones(24)
-    return Ridge(weights.astype(np.float32), np.maximum(shape, 0.05).astype(np.float32), usable)
+    return Ridge(weights.astype(np.float32), np.maximum(shape, 0.05).astype(np.float32), usable, first_weekday)
 
 
 def _absolute_ridge(features: Floats, residual: Floats, known: NDArray[np.bool_]) -> NDArray[np.float64]:

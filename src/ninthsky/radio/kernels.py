@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 HISTORY = 28  # days that a forecast looks back
 LAGS = 7
-FEATURES = LAGS + 10
+FEATURES = LAGS + 12
 UNKNOWN = np.float32(-1.0)
 Floats = NDArray[np.float32]
 
@@ -81,12 +81,13 @@ def _history(z: Any, day: int, mean: Any, residual: Any, rest: Any) -> int:
 
 
 @compiled
-def _features(residual: Any, rest: Any, days: int, out: Any) -> None:
+def _features(residual: Any, rest: Any, days: int, weekday: int, out: Any) -> None:
     """What the ridge reads, for each hour of the day after the history: out[FEATURES, 24].
 
     Residuals of the last seven days at that hour; of the same weekday, averaged over its weeks; of the last 3 and 14 days;
-    of yesterday's last three hours; whole-day residuals of yesterday, of the last week, of the same weekday; and the same
-    weekday's neighbouring hours.
+    of yesterday's last three hours; whole-day residuals of yesterday, of the last week, of the same weekday; the same weekday's
+    neighbouring hours; and of all days of the same kind (weekend or not), for the hour and the whole day. `weekday` is that of
+    the day after the history, 0 for Monday.
     """
     for k in range(7):
         for h in range(24):
@@ -119,31 +120,46 @@ def _features(residual: Any, rest: Any, days: int, out: Any) -> None:
         out[14, h] = last
         out[15, h] = week_rest
         out[16, h] = out[7, (h + 23) % 24] + out[7, (h + 1) % 24]
+    alike = 0
+    alike_rest = np.float32(0.0)
+    out[17, :] = 0.0
+    for k in range(days):
+        if ((weekday + 6 - k % 7) % 7 >= 5) == (weekday >= 5):
+            alike += 1
+            alike_rest += rest[days - 1 - k]
+            for h in range(24):
+                out[17, h] += residual[days - 1 - k, h]
+    for h in range(24):
+        out[17, h] = out[17, h] / alike if alike > 0 else np.float32(0.0)
+        out[18, h] = alike_rest / alike if alike > 0 else np.float32(0.0)
 
 
 @compiled
-def design(z: Any, targets: Any) -> Any:
-    """For every series and target day: hour mean [n, targets, 24], features [n, targets, FEATURES, 24]."""
+def design(z: Any, targets: Any, first_weekday: int) -> Any:
+    """For every series and target day: hour mean [n, targets, 24], features [n, targets, FEATURES, 24].
+
+    `first_weekday` is the weekday of day 0 (0 for Monday), here and in `predict`.
+    """
     n = z.shape[0]
     mean = np.empty((n, len(targets), 24), np.float32)
-    features = np.empty((n, len(targets), 17, 24), np.float32)
+    features = np.empty((n, len(targets), 19, 24), np.float32)
     residual = np.empty((28, 24), np.float32)
     rest = np.empty(28, np.float32)
     for i in range(n):
         for t in range(len(targets)):
             days = _history(z[i], targets[t], mean[i, t], residual, rest)
-            _features(residual, rest, days, features[i, t])
+            _features(residual, rest, days, (first_weekday + targets[t]) % 7, features[i, t])
     return mean, features
 
 
 @compiled
-def _predict(z: Any, day: int, weights: Any, mean: Any, residual: Any, rest: Any, features: Any, out: Any) -> None:
+def _predict(z: Any, day: int, first_weekday: int, weights: Any, mean: Any, residual: Any, rest: Any, features: Any, out: Any) -> None:
     """Median of the root load in each hour of `day`."""
     days = _history(z, day, mean, residual, rest)
-    _features(residual, rest, days, features)
+    _features(residual, rest, days, (first_weekday + day) % 7, features)
     for h in range(24):
         out[h] = mean[h]
-    for k in range(17):
+    for k in range(19):
         for h in range(24):
             out[h] += weights[k, h] * features[k, h]
     for h in range(24):
@@ -151,7 +167,7 @@ def _predict(z: Any, day: int, weights: Any, mean: Any, residual: Any, rest: Any
 
 
 @compiled
-def predict(z: Any, day: int, weights: Any, spread_by_hour: Any, calibration: int, prior: float) -> Any:
+def predict(z: Any, day: int, first_weekday: int, weights: Any, spread_by_hour: Any, calibration: int, prior: float) -> Any:
     """Median [n, 24] and spread [n, 24] of the root load in each hour of `day`, from the days before it alone.
 
     `weights` [FEATURES, 24]; all zero gives the hour-of-day mean. The spread is the mean absolute error of the same predictor on
@@ -164,7 +180,7 @@ def predict(z: Any, day: int, weights: Any, spread_by_hour: Any, calibration: in
     mean = np.empty(24, np.float32)
     residual = np.empty((28, 24), np.float32)
     rest = np.empty(28, np.float32)
-    features = np.empty((17, 24), np.float32)
+    features = np.empty((19, 24), np.float32)
     guess = np.empty(24, np.float32)
     error = np.empty(24, np.float32)
     count = np.empty(24, np.float32)
@@ -172,7 +188,7 @@ def predict(z: Any, day: int, weights: Any, spread_by_hour: Any, calibration: in
         error[:] = 0.0
         count[:] = 0.0
         for back in range(1, calibration + 1):
-            _predict(z[i], day - back, weights, mean, residual, rest, features, guess)
+            _predict(z[i], day - back, first_weekday, weights, mean, residual, rest, features, guess)
             for h in range(24):
                 truth = z[i, (day - back) * 24 + h]
                 if truth >= 0:
@@ -184,7 +200,7 @@ def predict(z: Any, day: int, weights: Any, spread_by_hour: Any, calibration: in
             total += error[h]
             shape += count[h] * spread_by_hour[h]
         own = total / shape if shape > 0 else np.float32(1.0)
-        _predict(z[i], day, weights, mean, residual, rest, features, guess)
+        _predict(z[i], day, first_weekday, weights, mean, residual, rest, features, guess)
         for h in range(24):
             before, after = (h + 23) % 24, (h + 1) % 24
             near = error[before] + error[h] + error[after]
@@ -195,10 +211,11 @@ def predict(z: Any, day: int, weights: Any, spread_by_hour: Any, calibration: in
 
 
 @compiled
-def sleeping(load: Any, carriers: Any, awake: Any, limit: float, min_off: int, max_sleeps: int) -> Any:
+def sleeping(load: Any, carriers: Any, may_sleep: Any, awake: Any, limit: float, min_off: int, max_sleeps: int) -> Any:
     """Hours [stations, sleepers] in which each capacity carrier sleeps, as a 24-bit mask (bit 0 is 00:00-01:00).
 
-    `load` [stations, 24] is what each hour must be able to carry, in carriers; NaN or less than 0 keeps everything on, as does `awake`.
+    `load` [stations, 24] is what each hour must be able to carry, in carriers; less than 0 (unknown) keeps the hour on, and
+    `awake` the whole day. `may_sleep` [stations] of the `carriers` are capacity carriers, at least one always stays on.
     Sleeper k (0 first to sleep) may sleep in the hours that `carriers - 1 - k` carriers can carry below `limit`; its hours are the
     `max_sleeps` longest of those runs that last `min_off` hours or more. That is the most any single carrier can sleep;
     the order among carriers is fixed.
@@ -206,14 +223,14 @@ def sleeping(load: Any, carriers: Any, awake: Any, limit: float, min_off: int, m
     n = load.shape[0]
     most = 0
     for i in range(n):
-        most = max(most, carriers[i] - 1)
+        most = max(most, may_sleep[i])
     mask = np.zeros((n, most), np.uint32)
     begin = np.empty(24, np.int64)
     length = np.empty(24, np.int64)
     for i in range(n):
         if awake[i]:
             continue
-        for k in range(carriers[i] - 1):
+        for k in range(may_sleep[i]):
             room = np.float32(limit * (carriers[i] - 1 - k))
             runs = 0
             run = 0

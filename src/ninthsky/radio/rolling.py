@@ -27,11 +27,10 @@ class Split:
 
 
 def split_days(days: int) -> Split:
-    """A quarter of the days is reported (28 at most; of short histories a half), and before it half as many choose."""
+    """A quarter of the days is reported (28 at most; of short histories a half); the week before it chooses, where history allows."""
     reported = min(28, days // 4) if days >= MIN_HISTORY else max(1, min(days // 2, days - 4))
-    chosen = max(1, min(7, reported // 2)) if days >= MIN_HISTORY else 0
     report = days - reported
-    return Split(report - chosen, report, days)
+    return Split(report - 7 if report - 7 >= MIN_HISTORY else report, report, days)
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class FastModel:
         return self.conformal.apply(*self.ridge.predict(roots, day), group)
 
 
-def prepare(roots: Floats, until: int, group: NDArray[np.int64], seed: int) -> FastModel:
+def prepare(roots: Floats, until: int, group: NDArray[np.int64], seed: int, first_weekday: int) -> FastModel:
     """Fits on target days before `until` and ranks the errors of up to ten rolling origins before it."""
-    ridge = fit(roots, until, seed)
+    ridge = fit(roots, until, seed, first_weekday)
     shortest = min(MIN_HISTORY, max(until - 3, 8)) if ridge.ridge else min(2, until - 1)
     origins = range(max(shortest, until - CALIBRATION_DAYS), until)
     rows = np.arange(len(roots))

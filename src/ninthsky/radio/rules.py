@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ninthsky.config.schema import Radio
 from ninthsky.radio import kernels
 from ninthsky.radio.kernels import Floats
+from ninthsky.radio.store import Counters
 
 RECENT_DAYS = 7
 KNOWN_SHARE = 0.5
@@ -38,13 +38,40 @@ class Rules:
         return asdict(self)
 
 
-def schedule(load: Floats, carriers: NDArray[np.int64], awake: NDArray[np.bool_], rules: Rules) -> NDArray[np.uint32]:
+@dataclass(frozen=True)
+class Sites:
+    """Carriers of each site [n], all of equal capacity (assumed), and how many of them may sleep: never the coverage cells."""
+
+    carriers: NDArray[np.int64]
+    may_sleep: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, counters: Counters) -> Sites:
+        """One carrier per cell."""
+        starts = counters.starts
+        covers = np.add.reduceat(counters.coverage.astype(np.int64), starts[:-1])
+        carriers = np.diff(starts)
+        return cls(carriers, np.minimum(carriers - covers, carriers - 1))
+
+    @classmethod
+    def twins(cls, count: int) -> Sites:
+        """Every site two equal carriers with the observed load each, one of which may sleep: for series of single cells."""
+        return cls(np.full(count, 2), np.ones(count, np.int64))
+
+    def times(self, days: int) -> Sites:
+        """The same sites on several days, in one row."""
+        return Sites(np.tile(self.carriers, days), np.tile(self.may_sleep, days))
+
+
+def schedule(load: Floats, sites: Sites, awake: NDArray[np.bool_], rules: Rules) -> NDArray[np.uint32]:
     """Sleeping hours [n, sleepers] as masks, for a site load [n, 24] in carriers that each hour has to bear.
 
     Sleeper 0 goes first. An unknown load (NaN) keeps its hour on; `awake` [n] keeps the whole site on.
     """
     bearable = np.where(np.isfinite(load), load, -1).astype(np.float32)
-    return kernels.sleeping(bearable, carriers, awake, rules.load_limit, rules.min_off_hours, rules.max_sleeps)
+    return kernels.sleeping(
+        bearable, sites.carriers, sites.may_sleep, awake, rules.load_limit, rules.min_off_hours, rules.max_sleeps
+    )
 
 
 def stay_on(roots: Floats, day: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
@@ -62,10 +89,15 @@ def stay_on(roots: Floats, day: int) -> tuple[NDArray[np.bool_], NDArray[np.int6
     return reason > 0, reason
 
 
-STAY_ON_REASONS = ("", "no hour of yesterday is known", "under half of the last week's hours are known", "under four days of history")
+STAY_ON_REASONS = (
+    "",
+    "no hour of yesterday is known",
+    "under half of the last week's hours are known",
+    "under four days of history",
+)
 
 
-def night_window(roots: Floats, day: int, carriers: NDArray[np.int64], rules: Rules) -> NDArray[np.uint32]:
+def night_window(roots: Floats, day: int, sites: Sites, rules: Rules) -> NDArray[np.uint32]:
     """The industry's rule: all capacity carriers sleep from 00 to 06 where the window's mean load was at most half the limit of one carrier."""
     past = roots[:, max(0, day - 28) * 24 : day * 24].reshape(len(roots), -1, 24)[:, :, :6]
     known = past >= 0
@@ -73,7 +105,7 @@ def night_window(roots: Floats, day: int, carriers: NDArray[np.int64], rules: Ru
     listed = known.any(axis=(1, 2)) & (mean <= 0.5 * rules.load_limit)
     load = np.full((len(roots), 24), np.inf, np.float32)
     load[:, :6] = np.where(listed, 0, np.inf)[:, None]
-    return schedule(load, carriers, stay_on(roots, day)[0], rules)
+    return schedule(load, sites, stay_on(roots, day)[0], rules)
 
 
 def hourly_maximum(roots: Floats, day: int) -> Floats:
@@ -81,8 +113,3 @@ def hourly_maximum(roots: Floats, day: int) -> Floats:
     past = roots[:, max(0, day - 28) * 24 : day * 24].reshape(len(roots), -1, 24)
     highest = past.max(axis=1)
     return np.where(highest >= 0, highest**2, np.nan).astype(np.float32)
-
-
-def date_of(first_day: datetime.date, day: int) -> datetime.date:
-    """Date of a day's number."""
-    return first_day + datetime.timedelta(days=day)

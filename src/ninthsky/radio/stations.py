@@ -20,9 +20,7 @@ def run(ctx: StageContext) -> None:
     findings = Findings()
     parts: Iterable[store.Counters]
     if radio.counters is not None:
-        counters, findings = read_counters(
-            Path(radio.counters), hour_label=radio.hour_label, unit=radio.unit, days=radio.days
-        )
+        counters, findings = read_counters(Path(radio.counters), hour_label=radio.hour_label, unit=radio.unit, days=radio.days)
         total = len(counters.starts) - 1
         parts = store.split(counters)
     else:

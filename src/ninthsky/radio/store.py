@@ -100,7 +100,9 @@ def read(path: Path) -> Counters:
         table = pq.read_table(path, use_threads=False, memory_map=False)
         about = json.loads((table.schema.metadata or {})[b"ninthsky.radio"])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise UserError("N9-RAD-001", f"not a counter store: {error}", str(path), "run the stage radio.stations again") from error
+        raise UserError(
+            "N9-RAD-001", f"not a counter store: {error}", str(path), "run the stage radio.stations again"
+        ) from error
     table = table.combine_chunks()
     column = table.column("hours").chunk(0) if table.num_rows else pa.array([], pa.binary(24))
     width = column.type.byte_width
@@ -126,19 +128,33 @@ def split(counters: Counters, stations: int = SHARD_STATIONS) -> Iterator[Counte
     """Shards of whole stations."""
     starts = counters.starts
     for begin in range(0, len(starts) - 1, stations):
-        rows = slice(int(starts[begin]), int(starts[min(begin + stations, len(starts) - 1)]))
-        yield take(counters, rows)
+        end = min(begin + stations, len(starts) - 1)
+        yield pick(counters, np.arange(starts[begin], starts[end]))
 
 
-def take(counters: Counters, rows: slice) -> Counters:
-    """A run of rows."""
+def pick(counters: Counters, rows: NDArray[np.int64]) -> Counters:
+    """Some rows, in the order given."""
     return Counters(
         counters.first_day,
-        counters.station[rows],
-        counters.cell[rows],
+        [counters.station[row] for row in rows],
+        [counters.cell[row] for row in rows],
         counters.coverage[rows],
         counters.scale[rows],
         counters.codes[rows],
         counters.made,
         counters.unit,
+    )
+
+
+def join(parts: list[Counters]) -> Counters:
+    """Shards of one store put together again."""
+    return Counters(
+        parts[0].first_day,
+        [name for part in parts for name in part.station],
+        [name for part in parts for name in part.cell],
+        np.concatenate([part.coverage for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate([part.codes for part in parts]),
+        parts[0].made,
+        parts[0].unit,
     )

@@ -76,7 +76,7 @@ class Windows:
         weekdays = (self.weekday + day[:, None] + np.arange(-CONTEXT, 1)[None]) % 7
         on = device()
         batch = Batch(
-            *(torch.from_numpy(part.astype(np.float32)).to(on) for part in (patches,)),
+            torch.from_numpy(patches.astype(np.float32)).to(on),
             torch.from_numpy(weekdays).to(on),
             torch.from_numpy(shape.astype(np.float32)).to(on),
             torch.from_numpy(truth.astype(np.float32)).to(on),
@@ -133,20 +133,20 @@ def pinball_loss(model: Forecaster, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 class Learner:
-    """Trains a forecaster on days before `until`, and forecasts with it."""
+    """Trains a forecaster on the series of a pool, and forecasts with it."""
 
-    def __init__(self, export: Path, roots: Floats, first_day: datetime.date, until: int, seed: int, lr: float = 2e-3) -> None:
+    def __init__(self, export: Path, roots: Floats, first_day: datetime.date, seed: int) -> None:
         torch.set_num_threads(1)
         self.model = Forecaster(load(export), seed)
         self.windows = Windows(roots, first_day)
-        self.until, self.seed = until, seed
-        self.recipe = Recipe(lr=lr, weight_decay=0.01)
+        self.seed = seed
+        self.recipe = Recipe(lr=2e-3, weight_decay=0.01)
 
-    def batch_at(self, step: int) -> Batch:
-        """A pure function of the step: pairs drawn from (seed, step)."""
-        rng = np.random.default_rng((self.seed, 77, step))
+    def batch_at(self, until: int, step: int) -> Batch:
+        """Targets before day `until`; a pure function of the step: pairs are drawn from (seed, until, step)."""
+        rng = np.random.default_rng((self.seed, until, step))
         series = rng.integers(0, len(self.windows.values), BATCH)
-        day = rng.integers(min(LEAST, self.until - 1), self.until, BATCH)
+        day = rng.integers(min(LEAST, until - 1), until, BATCH)
         return self.windows.cut(series, day)[0]
 
     def steps_within(self, seconds: float) -> int:
@@ -155,15 +155,18 @@ class Learner:
         number = iter(range(1_000))
 
         def step() -> None:
-            trainer.local_gradients(self.batch_at(next(number)))
+            trainer.local_gradients(self.batch_at(LEAST + 1, next(number)))
             trainer.apply(trainer.gate_values())
 
         return measure_steps(seconds, step)
 
-    def learn(self, steps: int, progress: Progress, folder: Path) -> list[float]:
-        """Mean loss of each step. Goes on from what lies in `folder`."""
-        history = fit(self.model, self.batch_at, pinball_loss, self.recipe, steps, progress, folder, checkpoint_every=100)
-        return history.losses
+    def learn(self, until: int, steps: int, progress: Progress, folder: Path) -> list[float]:
+        """Trains on targets before day `until`; mean loss of each step. Goes on from what lies in `folder`."""
+
+        def batch_at(step: int) -> Batch:
+            return self.batch_at(until, step)
+
+        return fit(self.model, batch_at, pinball_loss, self.recipe, steps, progress, folder).losses
 
     def parameters(self) -> int:
         """Weights of the forecaster."""

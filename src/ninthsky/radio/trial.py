@@ -14,7 +14,7 @@ from ninthsky.radio.conformal import at_level
 from ninthsky.radio.energy import Power, asleep_by_hour, switches
 from ninthsky.radio.kernels import Floats
 from ninthsky.radio.rolling import days_of
-from ninthsky.radio.rules import Rules, hourly_maximum, night_window, schedule, stay_on
+from ninthsky.radio.rules import Rules, Sites, hourly_maximum, night_window, schedule, stay_on
 
 Masks = NDArray[np.uint32]  # [days x n, sleepers]
 RIVAL_FACTOR = 1.2  # what the hourly-maximum rule is usually given
@@ -38,15 +38,16 @@ class Outcome:
 
 
 class Trial:
-    """Days that plans are held against: site roots [n, hours], the days' numbers, carriers per site [n]."""
+    """Days that plans are held against: site roots [n, hours], the days' numbers, the sites' carriers."""
 
-    def __init__(self, roots: Floats, days: Sequence[int], carriers: NDArray[np.int64], rules: Rules) -> None:
+    def __init__(self, roots: Floats, days: Sequence[int], sites: Sites, rules: Rules) -> None:
         self.roots, self.days, self.rules = roots, days, rules
-        self.sites = len(roots)
+        self.count, self.sites = len(roots), sites
         truth = days_of(roots, days).reshape(-1, 24)  # days and sites in one row
         self.known = truth >= 0
         self.load = np.where(self.known, truth, 0).astype(np.float32) ** 2
-        self.carriers = np.tile(carriers, len(days))
+        self.all_sites = sites.times(len(days))
+        self.carriers = self.all_sites.carriers
         self.awake = np.concatenate([stay_on(roots, day)[0] for day in days])
         self.power = Power(sleep=rules.sleep_power)
         nobody = np.zeros(self.load.shape, dtype=np.int64)
@@ -54,7 +55,7 @@ class Trial:
 
     def plan(self, load: Floats) -> Masks:
         """Masks for a load to reckon with [days, n, 24] or [days x n, 24]."""
-        return schedule(load.reshape(-1, 24), self.carriers, self.awake, self.rules)
+        return schedule(load.reshape(-1, 24), self.all_sites, self.awake, self.rules)
 
     def outcome(self, masks: Masks) -> Outcome:
         """What these masks would have saved and broken."""
@@ -62,10 +63,10 @@ class Trial:
         energy = float(self.power.site_energy(self.load, self.carriers, asleep)[self.known].sum())
         energy += self.power.transition * float((switches(masks) * self.known.mean(axis=1)).sum())
         over = self.known & (self.load > self.rules.load_limit * (self.carriers[:, None] - asleep))
-        broken = (asleep * over).sum(axis=1).reshape(-1, self.sites).sum(axis=0)
+        broken = (asleep * over).sum(axis=1).reshape(-1, self.count).sum(axis=0)
         off = int((asleep * self.known).sum())
         hours = int(self.known.sum())
-        worst = np.sort(broken)[::-1][: max(1, self.sites // 20)].sum()
+        worst = np.sort(broken)[::-1][: max(1, self.count // 20)].sum()
         return Outcome(
             saving=1 - energy / self.all_on if self.all_on else 0.0,
             violations=float(broken.sum() / off) if off else 0.0,
@@ -91,8 +92,7 @@ class Trial:
 
     def night_plan(self) -> Outcome:
         """The whitelisted night window."""
-        carriers = self.carriers[: self.sites]
-        return self.outcome(np.concatenate([night_window(self.roots, day, carriers, self.rules) for day in self.days]))
+        return self.outcome(np.concatenate([night_window(self.roots, day, self.sites, self.rules) for day in self.days]))
 
     def oracle(self) -> Outcome:
         """Perfect foresight under the same limits. An hour whose load nobody knows does not end a sleep; it counts nowhere."""
@@ -119,7 +119,7 @@ def compare(trial: Trial, quantiles: Floats) -> dict[str, Any]:
     oracle = trial.oracle()
     return {
         "days": len(trial.days),
-        "sites": trial.sites,
+        "sites": trial.count,
         "plan": ours.row(),
         "hourly_maximum": {"factor": RIVAL_FACTOR, **trial.maximum_plan(RIVAL_FACTOR).row()},
         "hourly_maximum_matched": {"factor": factor, **matched.row()},

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import xxhash
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
+from ninthsky.errors import UserError
+from ninthsky.model.experts import Router
 from ninthsky.train.trainer import Trainer
 
 FORMAT = 1
@@ -60,11 +66,12 @@ def save(trainer: Trainer, folder: Path, may_commit: Callable[[], bool] = lambda
     if problem:
         return Saved(step, None, problem)
     if rank == 0:
-        problem = _attempt(lambda: (shutil.rmtree(partial, ignore_errors=True), partial.mkdir(parents=True)))
+        problem = _attempt(lambda: _empty(partial))
     if not (problem := _first(trainer, problem)):
-        problem = _attempt(lambda: dcp.save(
-            trainer.distributed_state(), storage_writer=FileSystemWriter(partial, sync_files=True), no_dist=not trainer.distributed
-        ))
+        writer = FileSystemWriter(partial, sync_files=True)
+        problem = _attempt(
+            lambda: dcp_save(trainer.distributed_state(), storage_writer=writer, no_dist=not trainer.distributed)
+        )
     if not (problem := _first(trainer, problem)) and rank == 0:
         problem = _attempt(lambda: _seal(partial, step)) or ("" if may_commit() else "this generation may no longer commit")
         if not problem:
@@ -74,7 +81,7 @@ def save(trainer: Trainer, folder: Path, may_commit: Callable[[], bool] = lambda
         if problem:
             shutil.rmtree(partial, ignore_errors=True)
         else:
-            for old in _steps(folder)[keep:]:
+            for old in checkpoints(folder)[keep:]:
                 shutil.rmtree(old, ignore_errors=True)
     return Saved(step, None if problem else final, problem)
 
@@ -93,20 +100,43 @@ def restore(trainer: Trainer, folder: Path) -> Restored:
     if path is None:
         return Restored(trainer.step, None, refused)
     state = trainer.distributed_state()
-    dcp.load(state, storage_reader=_PlainReader(path), no_dist=not trainer.distributed)
+    _load(state, path, alone=not trainer.distributed)
     trainer.step = int(state["step"])
     return Restored(trainer.step, path, refused)
 
 
 def newest_good(folder: Path) -> tuple[Path | None, dict[str, str]]:
     """The newest checkpoint that passes `check`, and those that did not: name -> reason."""
-    refused = {}
-    for path in _steps(folder):
+    refused: dict[str, str] = {}
+    for path in checkpoints(folder):
         problem = check(path)
         if not problem:
             return path, refused
         refused[path.name] = problem
     return None, refused
+
+
+def load_weights(model: nn.Module, path: Path) -> int:
+    """Weights of one checkpoint into an uncut module, whatever mesh wrote it; -> its step.
+
+    Raises UserError N9-TRN-003 where the checkpoint is bad, or of another model.
+    """
+    problem = check(path)
+    if not problem:
+        state = {f"weight/{name}": parameter.data for name, parameter in model.named_parameters()}
+        routers = [(name, module) for name, module in model.named_modules() if isinstance(module, Router)]
+        state |= {f"bias/{name}": router.e_score_correction_bias for name, router in routers}
+        state["step"] = torch.zeros((), dtype=torch.int64)
+        problem = _attempt(lambda: _load(state, path, alone=True))
+    if problem:
+        raise UserError("N9-TRN-003", f"{path.name}: {problem}", str(path), "n9 train check FOLDER: which ones are good")
+    return int(state["step"])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Visible checkpoints, newest first; good or not."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def check(path: Path) -> str:
@@ -151,9 +181,27 @@ def _attempt(work: Callable[[], object]) -> str:
     """Empty, or what went wrong on this disk. A failed save must not end the run."""
     try:
         work()
-    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _write(trainer: Trainer, partial: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
+        writer = FileSystemWriter(partial, sync_files=True)
+        dcp_save(trainer.distributed_state(), storage_writer=writer, no_dist=not trainer.distributed)
+
+
+def _load(state: dict[str, Any], path: Path, alone: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp_load(state, storage_reader=_PlainReader(path), no_dist=alone)
+
+
+def _empty(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
 
 
 def _seal(partial: Path, step: int) -> None:
@@ -182,24 +230,25 @@ def _digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _steps(folder: Path) -> list[Path]:
-    """Visible checkpoints, newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
 class _PlainUnpickler(pickle.Unpickler):
     """DCP's metadata is a pickle: only the classes that it is made of are let in, so that a file can run nothing."""
 
     MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-    NAMES = frozenset({
-        ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("torch.storage", "_load_from_bytes"),
-        ("builtins", "getattr"), ("pathlib", "PosixPath"), ("torch._C._distributed_c10d", "_SymmetricMemory"),
-    })
+    NAMES = frozenset(
+        {
+            ("torch", "Size"),
+            ("torch", "device"),
+            ("torch.serialization", "_get_layout"),
+            ("torch.storage", "_load_from_bytes"),
+            ("builtins", "getattr"),
+            ("pathlib", "PosixPath"),
+            ("torch._C._distributed_c10d", "_SymmetricMemory"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = module in self.MODULES or (module, name) in self.NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype))
-        if not allowed:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not (module in self.MODULES or (module, name) in self.NAMES or dtype):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
         return super().find_class(module, name)
 
@@ -210,6 +259,6 @@ class _PlainReader(FileSystemReader):
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError("not the metadata of a checkpoint")
         if metadata.storage_meta is None:
-            metadata.storage_meta = dcp.metadata.StorageMeta()
+            metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -39,11 +39,19 @@ class TokenFile:
             path = folder / entry["file"]
             tokens = np.fromfile(path, dtype=np.dtype(index["dtype"]).newbyteorder("<"))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError("N9-TRN-001", f"no tokens of split {split!r}: {type(error).__name__}: {error}", str(folder),
-                            "name the folder `tokens` that `n9 data` wrote") from error
+            raise UserError(
+                "N9-TRN-001",
+                f"no tokens of split {split!r}: {type(error).__name__}: {error}",
+                str(folder),
+                "name the folder `tokens` that `n9 data` wrote",
+            ) from error
         if len(tokens) != entry["tokens"]:
-            raise UserError("N9-TRN-001", f"{path.name} has {len(tokens)} tokens, its index says {entry['tokens']}", str(path),
-                            "make the tokens again")
+            raise UserError(
+                "N9-TRN-001",
+                f"{path.name} has {len(tokens)} tokens, its index says {entry['tokens']}",
+                str(path),
+                "make the tokens again",
+            )
         return cls(tokens, index["vocab"], index["eos"], entry, index.get("bytes_per_token"))
 
 
@@ -62,8 +70,12 @@ class Cursor:
 
     def __post_init__(self) -> None:
         if self.windows < 1:
-            raise UserError("N9-TRN-001", f"{len(self.tokens)} tokens are fewer than two windows of {self.sequence}", "",
-                            "take a shorter [train] sequence, or more pages")
+            raise UserError(
+                "N9-TRN-001",
+                f"{len(self.tokens)} tokens are fewer than two windows of {self.sequence}",
+                "",
+                "take a shorter [train] sequence, or more pages",
+            )
 
     @property
     def windows(self) -> int:
@@ -82,7 +94,7 @@ class Cursor:
         return found
 
     def samples(self, step: int, rank: int = 0, ranks: int = 1) -> NDArray[np.uint64]:
-        """Global indices that `rank` reads in `step`: a contiguous share of the global batch, sizes differing by at most one."""
+        """Global indices that `rank` reads in `step`: a contiguous share of the global batch, even but for one."""
         first, last = (self.batch * r // ranks for r in (rank, rank + 1))
         return np.arange(step * self.batch + first, step * self.batch + last, dtype=np.uint64)
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ninthsky.errors import UserError
@@ -64,8 +63,12 @@ def fit(
         trainer.local_gradients(batch_at(trainer.step))
         gate = trainer.gate_values()
         if not gate.finite:
-            raise UserError("N9-TRN-002", f"step {trainer.step}: loss {gate.loss}, gradient norm {gate.own_norm}", "",
-                            "take a lower learning rate; the last checkpoint is whole")
+            raise UserError(
+                "N9-TRN-002",
+                f"step {trainer.step}: loss {gate.loss}, gradient norm {gate.own_norm}",
+                "",
+                "take a lower learning rate; the last checkpoint is whole",
+            )
         done.append(trainer.apply(Gate.total([gate])))
         if progress is not None:
             progress.advance(1, loss=done[-1].loss)

@@ -56,7 +56,7 @@ class Mesh:
             problem = f"the mesh has {self.ranks} ranks, the job {world}"
         elif any(getattr(self, name) > 1 for name in LATER):
             cuts = ", ".join(f"{name} = {getattr(self, name)}" for name in LATER if getattr(self, name) > 1)
-            problem = f"{cuts}: pipeline, context and tensor cuts come in a later release; this one has dp_replicate, dp_shard, ep"
+            problem = f"{cuts}: pipeline, context and tensor cuts come later; this release has dp_replicate, dp_shard, ep"
         elif self.dp_shard % self.ep and self.ep % self.dp_shard:
             problem = f"ep = {self.ep} and dp_shard = {self.dp_shard}: one must divide the other"
         elif self.data_ranks % self.ep:

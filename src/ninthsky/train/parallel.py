@@ -91,8 +91,8 @@ def apply_mesh(root: nn.Module, mesh: Mesh | None, device: torch.device, inspect
     if mesh is None or mesh.ranks == 1:
         return [Piece(name, p, p.data, shape=tuple(p.shape)) for name, p in root.named_parameters()]
     experts = [(name, module) for name, module in root.named_modules() if isinstance(module, Experts)]
-    for _, module in experts or [("", None)]:
-        mesh.check(module.experts if module else mesh.ep, dist.get_world_size())
+    for _, module in experts:
+        mesh.check(module.experts, dist.get_world_size())
     by_expert = _spread_experts(experts, mesh, device, inspect) if mesh.ep > 1 else {}
     dense = _device_mesh(device, {"replicate": mesh.dp_replicate, "shard": mesh.dp_shard}, keep="shard")
     unsharded = {piece.parameter for piece in by_expert.values() if not isinstance(piece.parameter, DTensor)}
@@ -105,8 +105,8 @@ def apply_mesh(root: nn.Module, mesh: Mesh | None, device: torch.device, inspect
             pieces.append(by_expert[name])
         else:
             assert isinstance(parameter, DTensor)
-            shape = tuple(parameter.shape)
-            pieces.append(Piece(name, parameter, parameter.detach().to_local(), parameter.device_mesh, tuple(parameter.placements), shape))
+            local, places = _local(parameter), tuple(parameter.placements)
+            pieces.append(Piece(name, parameter, local, parameter.device_mesh, places, tuple(parameter.shape)))
     return pieces
 
 
@@ -124,8 +124,12 @@ def _spread_experts(experts: list[tuple[str, Experts]], mesh: Mesh, device: torc
             shapes[f"{name}.{part}"] = tuple(whole.shape)
             setattr(module, part, nn.Parameter(whole.data[place * own : (place + 1) * own].clone()))
             if whole.shape[1] % sharded:  # FSDP2 shards a dimension other than the first evenly or not at all
-                raise UserError("N9-CFG-013", f"{sharded} ranks cannot share {part} of width {whole.shape[1]} evenly", "[mesh]",
-                                "choose a larger ep, or dp_replicate in place of dp_shard")
+                raise UserError(
+                    "N9-CFG-013",
+                    f"{sharded} ranks cannot share {part} of width {whole.shape[1]} evenly",
+                    "[mesh]",
+                    "choose a larger ep, or dp_replicate in place of dp_shard",
+                )
         module.group = group
     if repeated * sharded > 1:
         names = ("expert_replicate", "expert_shard") if repeated > 1 else ("expert_shard",)
@@ -138,10 +142,15 @@ def _spread_experts(experts: list[tuple[str, Experts]], mesh: Mesh, device: torc
     pieces = {}
     for name, module in experts:
         for part, parameter in module.named_parameters():
-            local = parameter.detach().to_local() if isinstance(parameter, DTensor) else parameter.data
             full = f"{name}.{part}"
-            pieces[full] = Piece(full, parameter, local, device_mesh, where, shapes[full])
+            pieces[full] = Piece(full, parameter, _local(parameter), device_mesh, where, shapes[full])
     return pieces
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """The part in this rank's memory, outside of autograd."""
+    held = parameter.detach()
+    return held.to_local() if isinstance(held, DTensor) else held
 
 
 def _device_mesh(device: torch.device, cut: dict[str, int], keep: str) -> DeviceMesh:

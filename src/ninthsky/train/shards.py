@@ -33,7 +33,7 @@ class ShardError(RuntimeError):
 
 @dataclass(frozen=True)
 class Written:
-    """A shard file: its size in bytes and the xxh3-128 of the whole file, as its receiver checks it."""
+    """A shard file: its size in bytes and the xxh3-64 of the whole file, as agents check it."""
 
     path: Path
     size: int
@@ -54,17 +54,18 @@ def write(
     header = msgspec.msgpack.encode({"format": FORMAT, "rank": rank, "step": step, "extra": extra, "tensors": entries})
     target = shard_path(folder, rank, step)
     draft = folder / f".{target.name}.{os.getpid()}"
-    hasher, size = xxhash.xxh3_128(), 0
+    inner, whole, size = xxhash.xxh3_128(), xxhash.xxh3_64(), 0
     with draft.open("wb") as file:
         for part in (len(header).to_bytes(_LENGTH, "little"), header, *map(_bytes, tensors.values())):
-            hasher.update(part)
+            inner.update(part)
+            whole.update(part)
             size += file.write(part)
-        trailer = hasher.digest()
+        trailer = inner.digest()
         file.write(trailer)
-        hasher.update(trailer)
+        whole.update(trailer)
     with visible():
         draft.replace(target)
-    return Written(target, size + _TRAILER, hasher.hexdigest())
+    return Written(target, size + _TRAILER, whole.hexdigest())
 
 
 def read(folder: Path, rank: int, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ninthsky.model.decoder import Decoder
 from ninthsky.model.experts import Router
@@ -133,7 +134,7 @@ class Trainer:
         with autocast:
             loss, count = self._root(batch)
         loss.backward()
-        own = [piece.parameter.grad for piece in self.pieces if not _fsdp(piece.parameter)]
+        own = [piece.parameter.grad for piece in self.pieces if not isinstance(piece.parameter, DTensor)]
         if own:
             self._inspect([grad for grad in own if grad is not None])
         self._loss, self._count = float(loss.detach()), float(count)
@@ -146,8 +147,11 @@ class Trainer:
         held = [(piece, grad) for piece, grad in gradients if grad is not None and grad.numel()]
         if held:
             norms = torch.stack(torch._foreach_norm([grad for _, grad in held])).double().square().tolist()
-            square = math.fsum(norm / piece.replicas for norm, (piece, _) in zip(norms, held, strict=True)) \
-                if all(map(math.isfinite, norms)) else math.nan
+            square = (
+                math.fsum(norm / piece.replicas for norm, (piece, _) in zip(norms, held, strict=True))
+                if all(map(math.isfinite, norms))
+                else math.nan
+            )
         own = math.sqrt(value) if (value := float(self._own_square)) >= 0 else math.nan
         return Gate(math.isfinite(own) and math.isfinite(self._loss), square, self._loss, self._count, own)
 
@@ -224,7 +228,7 @@ class Trainer:
         hasher = xxhash.xxh3_128()
         for name, tensor in sorted(self.whole_state().items()):
             hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return hasher.hexdigest()
 
     def full_model(self) -> Decoder:
@@ -251,9 +255,3 @@ class Trainer:
     def _drop_plain(self) -> None:
         for piece in self.pieces:
             piece.parameter.grad = None
-
-
-def _fsdp(parameter: nn.Parameter) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(parameter, DTensor)

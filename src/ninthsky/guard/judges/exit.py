@@ -19,14 +19,19 @@ def judge_exit(rank: int, exited: Exited, echoes: list[tuple[int, str]]) -> Verd
         else:
             ruled_out.append("out of memory: the kernel killed nothing for want of memory (/proc/vmstat oom_kill unchanged)")
     if exited.status < 0:
-        ruled_out.append("an error in the training code: the process was ended by a signal, its log ends without a traceback"
-                         if "Traceback" not in exited.tail else "nothing: its log ends with a traceback")
+        ruled_out.append(
+            "an error in the training code: the process was ended by a signal, its log ends without a traceback"
+            if "Traceback" not in exited.tail
+            else "nothing: its log ends with a traceback"
+        )
     elif exited.tail:
         facts.append(Fact("last line of its log", exited.tail.strip().splitlines()[-1][:300], source=exited.log))
     if echoes:
         ranks = ", ".join(str(other) for other, _ in echoes)
         facts.append(Fact("collectives broken by it", f"on ranks {ranks}: {echoes[0][1][:200]}", source="ranks"))
-    text = f"process ended by {status_name(exited.status)}" if exited.status < 0 else f"process ended with status {exited.status}"
+    text = (
+        f"process ended by {status_name(exited.status)}" if exited.status < 0 else f"process ended with status {exited.status}"
+    )
     return Verdict("exit", (rank,), text, tuple(facts), tuple(ruled_out), confidence=1.0)
 
 

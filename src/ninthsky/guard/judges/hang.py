@@ -24,7 +24,10 @@ IDLE_CPU = 0.05  # seconds of processor time since the last heartbeat, below whi
 
 def judge_hang(window: Window, limits: Limits) -> list[Verdict]:
     """At most one verdict; none while anything moves, or while the ages themselves cannot be trusted."""
-    if max(window.host_silence.values(), default=0.0) > limits.host_seconds / 2 or max(window.host_late.values(), default=0.0) > 0.5:
+    if (
+        max(window.host_silence.values(), default=0.0) > limits.host_seconds / 2
+        or max(window.host_late.values(), default=0.0) > 0.5
+    ):
         return []  # another judge's case, or this machine itself stood still
     return judge_frozen(window, limits) or judge_stuck(window, limits)
 
@@ -51,12 +54,18 @@ def judge_frozen(window: Window, limits: Limits) -> list[Verdict]:
         others = age[beating]
         ruled_out = []
         if others.size:
-            ruled_out.append(f"the network or the whole machine: {others.size} other ranks beat, the oldest {others.max():.1f} s ago")
+            ruled_out.append(
+                f"the network or the whole machine: {others.size} other ranks beat, the oldest {others.max():.1f} s ago"
+            )
         ruled_out.append("an exit: the process exists")
         if stopped[rank]:
             ruled_out.append("slow code: a stopped process runs none")
         text = "process is stopped (state T)" if stopped[rank] else "process is frozen: no heartbeat, no processor time"
-        verdicts.append(Verdict("frozen", (rank,), text, tuple(facts), tuple(ruled_out), 1.0 if stopped[rank] else 0.9, onset=float(age[rank])))
+        verdicts.append(
+            Verdict(
+                "frozen", (rank,), text, tuple(facts), tuple(ruled_out), 1.0 if stopped[rank] else 0.9, onset=float(age[rank])
+            )
+        )
     return verdicts
 
 
@@ -69,6 +78,7 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
     if quiet < limit or (window.record["phase"] == Phase.DONE).any() or (window.record["phase"] == Phase.VERDICT).all():
         return []
     graph = WaitFor(window.record)
+    facts: tuple[Fact, ...]
     base = (
         Fact("no progress anywhere", quiet, limit, "s", "steps, phases and collectives of all ranks"),
         Fact("oldest heartbeat", float(window.heartbeat_age.max()), limits.hang_seconds, "s", "records"),
@@ -77,10 +87,23 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
     if graph.mismatched.any():
         ranks = ", ".join(map(str, np.flatnonzero(graph.mismatched)))
         facts = (*base, Fact("ranks in a different collective under the same number", ranks, source="op hash of the records"))
-        return [Verdict("mismatch", (), "ranks entered different collectives: an error of the program", facts, (beating,), 0.8, onset=quiet)]
+        return [
+            Verdict(
+                "mismatch",
+                (),
+                "ranks entered different collectives: an error of the program",
+                facts,
+                (beating,),
+                0.8,
+                onset=quiet,
+            )
+        ]
     roots = np.flatnonzero(graph.roots)
     if len(roots) == 0:
-        facts = (*base, Fact("ranks inside a collective that all have entered", float(graph.waiting.sum()), source="sequence numbers"))
+        facts = (
+            *base,
+            Fact("ranks inside a collective that all have entered", float(graph.waiting.sum()), source="sequence numbers"),
+        )
         text = "every rank entered the same collective and none left it: a link or the transport"
         return [Verdict("unknown", (), text, facts, (beating, "a rank that did not arrive: all arrived"), 0.5, onset=quiet)]
     if len(roots) > max(1, window.ranks // 4):
@@ -89,13 +112,27 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
     if (window.unheld[roots] >= 1.0).all():
         facts = (*base, Fact("longest wait for a shard's copy", float(window.unheld[roots].max()), 1.0, "s", "agent"))
         text = f"ranks {', '.join(map(str, roots))} wait until another host holds a copy of their state"
-        return [Verdict("unknown", (), text, facts, (beating, "the card: it waits for the copy, not the other way round"), 0.5, onset=quiet)]
+        return [
+            Verdict(
+                "unknown",
+                (),
+                text,
+                facts,
+                (beating, "the card: it waits for the copy, not the other way round"),
+                0.5,
+                onset=quiet,
+            )
+        ]
     verdicts = []
     for rank in map(int, roots):
         phase = Phase(int(window.record["phase"][rank])).name
         cpu = float(window.stale_cpu[rank])
-        facts = (*base, Fact("phase", phase, source="record"), Fact("process state", window.state[rank], source="/proc/PID/stat"),
-                 *_waiting_for(window, rank))
+        facts = (
+            *base,
+            Fact("phase", phase, source="record"),
+            Fact("process state", window.state[rank], source="/proc/PID/stat"),
+            *_waiting_for(window, rank),
+        )
         text = f"main thread is stuck in phase {phase}"
         confidence = 0.9 if len(roots) == 1 else 0.7
         ruled_out = (beating, f"a victim: {int(graph.waiting.sum())} ranks wait in a collective, this one waits in none")
@@ -162,4 +199,11 @@ def _waiting_for(window: Window, rank: int) -> list[Fact]:
     if best is None:
         return []
     behind, front, waiting = best
-    return [Fact("collectives behind its group", float(behind), 0.0, source=f"sequence numbers: {waiting} ranks stand in number {front}")]
+    return [
+        Fact(
+            "collectives behind its group",
+            float(behind),
+            0.0,
+            source=f"sequence numbers: {waiting} ranks stand in number {front}",
+        )
+    ]

@@ -34,6 +34,16 @@ def judge_host(window: Window, limits: Limits) -> list[Verdict]:
             f"the controller's own network: other hosts reported {heard:.1f} s ago",
             "one card: all ranks of the host went silent together",
         )
-        verdicts.append(Verdict("host", ranks, "host is lost or cut off: its agent is silent and other hosts wait", facts, ruled_out, 0.9,
-                                host=host, onset=silence))
+        verdicts.append(
+            Verdict(
+                "host",
+                ranks,
+                "host is lost or cut off: its agent is silent and other hosts wait",
+                facts,
+                ruled_out,
+                0.9,
+                host=host,
+                onset=silence,
+            )
+        )
     return verdicts

@@ -28,21 +28,46 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int) -> tuple[Finding, 
     """
     first, last = votes[0], votes[-1]
     facts = tuple(
-        Fact("ranks whose gradients are not finite", ", ".join(map(str, vote.ranks)) or "none", source=f"vote of step {step}, attempt "
-             f"{vote.attempt}{', data moved on by one rank' if vote.rotated else ''}") for vote in votes)
+        Fact(
+            "ranks whose gradients are not finite",
+            ", ".join(map(str, vote.ranks)) or "none",
+            source=f"vote of step {step}, attempt {vote.attempt}{', data moved on by one rank' if vote.rotated else ''}",
+        )
+        for vote in votes
+    )
     before = "the reduce: the vote is taken on each rank's own gradients, before they are added up"
     if len(first.ranks) > max(1, world // 2) and len(last.ranks) > max(1, world // 2):
-        return "everywhere", Verdict("nonfinite", (), f"gradients not finite on {len(last.ranks)} of {world} ranks: the model diverged",
-                                     facts, (before, "one card: most ranks are concerned"), 0.8)
+        return "everywhere", Verdict(
+            "nonfinite",
+            (),
+            f"gradients not finite on {len(last.ranks)} of {world} ranks: the model diverged",
+            facts,
+            (before, "one card: most ranks are concerned"),
+            0.8,
+        )
     if not last.rotated:
         finding: Finding = "once" if len(votes) == 1 else "again"
         text = "gradient not finite" + (", again after the step was redone" if len(votes) > 1 else "")
         return finding, Verdict("nonfinite", first.ranks, text, facts, (before,), 1.0)
     if set(last.ranks) == set(first.ranks):
-        return "card", Verdict("nonfinite", first.ranks, "gradient not finite with other data too: the card", facts,
-                               (before, "the data: other samples gave the same on this rank"), 0.95)
+        return "card", Verdict(
+            "nonfinite",
+            first.ranks,
+            "gradient not finite with other data too: the card",
+            facts,
+            (before, "the data: other samples gave the same on this rank"),
+            0.95,
+        )
     moved = {(rank + shift) % world for rank in first.ranks for shift in (1, world - 1)}
     if last.ranks and set(last.ranks) <= moved:
-        return "data", Verdict("nonfinite", (), "gradient not finite wherever these samples go: the data", facts,
-                               (before, f"the card of rank {first.ranks[0]}: it is finite with other samples"), 0.95)
-    return "gone", Verdict("nonfinite", first.ranks, "gradient not finite, not seen again when the data was moved", facts, (before,), 0.5)
+        return "data", Verdict(
+            "nonfinite",
+            (),
+            "gradient not finite wherever these samples go: the data",
+            facts,
+            (before, f"the card of rank {first.ranks[0]}: it is finite with other samples"),
+            0.95,
+        )
+    return "gone", Verdict(
+        "nonfinite", first.ranks, "gradient not finite, not seen again when the data was moved", facts, (before,), 0.5
+    )

@@ -22,8 +22,10 @@ def judge_slow(window: Window, limits: Limits) -> list[Verdict]:
     if window.ranks < 3:
         return []  # of two, nobody can tell which one is normal
     spoke: dict[str, tuple[int, tuple[Fact, ...]]] = {}
-    for clock, times, steps in (("processor", window.local_cpu, limits.slow_steps),
-                                ("wall", window.local_wall, min(limits.slow_steps * WALL_PATIENCE, STEPS))):
+    for clock, times, steps in (
+        ("processor", window.local_cpu, limits.slow_steps),
+        ("wall", window.local_wall, min(limits.slow_steps * WALL_PATIENCE, STEPS)),
+    ):
         found = outlier(times[:, -steps:], limits.slow_ratio, clock)
         if found is not None:
             spoke[clock] = found
@@ -44,8 +46,20 @@ def judge_slow(window: Window, limits: Limits) -> list[Verdict]:
         confidence = 0.75
     waiting = window.record["communication"]
     if window.known.all() and waiting.max() > 0:
-        facts += (Fact("its time in collectives", float(waiting[rank]), float(np.median(waiting)), "ms", "a slow rank waits less than its peers"),)
-    return [Verdict("slow", (rank,), text, facts, (*ruled_out, "noise: it lasted, and the second slowest is well apart"), confidence)]
+        facts += (
+            Fact(
+                "its time in collectives",
+                float(waiting[rank]),
+                float(np.median(waiting)),
+                "ms",
+                "a slow rank waits less than its peers",
+            ),
+        )
+    return [
+        Verdict(
+            "slow", (rank,), text, facts, (*ruled_out, "noise: it lasted, and the second slowest is well apart"), confidence
+        )
+    ]
 
 
 def outlier(times: Floats, ratio: float, clock: str) -> tuple[int, tuple[Fact, ...]] | None:

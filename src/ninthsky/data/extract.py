@@ -1,0 +1,88 @@
+"""One raw page to one document, or to the reason why it is none: reading, extraction, language, quality rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ninthsky.config.schema import Data
+from ninthsky.data.blocks import decode, parse
+from ninthsky.data.language import UNKNOWN, detect
+from ninthsky.data.quality import Rule, judge, table
+from ninthsky.data.score import choose
+
+# The steps of the funnel, in order. Each drop names one of them.
+READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR = "reading", "extraction", "language", "quality", "exact duplicate", "near duplicate"
+STEPS = (READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR)
+_UNREADABLE = 0.02  # share of characters that no encoding explains, at most
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a page is not in the corpus. `detail` says in words what the figure cannot."""
+
+    stage: str
+    rule: str
+    figure: float
+    threshold: float | None
+    detail: str = ""
+
+
+@dataclass
+class Document:
+    """What became of a page. `spans` are runs [first, last) of its blocks; `drop` is None where it is kept.
+
+    A page that was dropped keeps the text and figures it had got so far.
+    """
+
+    text: str = ""
+    language: str = UNKNOWN
+    encoding: str = ""
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    drop: Drop | None = None
+
+
+class Extractor:
+    """Settings and rule table, made once per process and used for every page."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.rules: Sequence[Rule] = table(data.quality)
+
+    def __call__(self, html: bytes) -> Document:
+        """Never raises on account of the page's bytes; what cannot be used is dropped with its reason."""
+        document = Document()
+        document.drop = self._read(html, document)
+        return document
+
+    def _read(self, html: bytes, document: Document) -> Drop | None:
+        if len(html) > self.data.page_bytes:
+            return Drop(READING, "page_bytes", len(html), self.data.page_bytes, "larger than a page may be")
+        if not html.strip():
+            return Drop(READING, "empty", len(html), 1, "no bytes but white space")
+        text, document.encoding = decode(html)
+        unreadable = (text.count("\ufffd") + text.count("\0")) / len(text)
+        if unreadable > _UNREADABLE:
+            return Drop(READING, "undecodable", unreadable, _UNREADABLE, f"read as {document.encoding}")
+        page = parse(text)
+        document.figures.update(blocks=len(page.blocks), depth=page.depth)
+        if not page.blocks:
+            return Drop(EXTRACTION, "no_text", 0, 1, "no text between the tags")
+        document.spans, scores = choose(page)
+        characters = sum(len(block.text) for block in page.blocks)
+        kept = [block for first, last in document.spans for block in page.blocks[first:last]]
+        document.text = "\n".join(block.text for block in kept)
+        share = sum(len(block.text) for block in kept) / characters
+        document.figures.update(kept_share=round(share, 6), kept_blocks=len(kept), best_score=float(scores.max()))
+        if not kept:
+            return Drop(EXTRACTION, "no_article", float(scores.max()), 0, "no run of blocks scores as an article: the page is all shell")
+        document.language, cjk = detect(document.text)
+        document.figures["cjk_share"] = round(cjk, 6)
+        if document.language not in self.data.languages:
+            return Drop(LANGUAGE, "wanted_languages", 0, 1, f"language {document.language}; wanted: {', '.join(self.data.languages)}")
+        figures, broken = judge(document.text, document.language, self.rules)
+        document.figures.update(figures)
+        if broken is not None:
+            return Drop(QUALITY, broken.name, figures[broken.name], broken.threshold(document.language), f"rule of {broken.source}")
+        return None

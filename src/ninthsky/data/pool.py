@@ -1,0 +1,158 @@
+"""Maps shards over processes, and stops what spins: a page that runs past its time, or kills its process, is set aside alone.
+
+A signal cannot interrupt a parser that never returns to Python, so the watch is kept from outside: the worker says which page it
+is on, the parent measures the worker's processor time, kills it, and gives the shard to a fresh process that leaves the page out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_PATIENCE = 10.0  # a page may wait this many times its limit on the wall clock: the machine may be busy, the page is not spinning
+_POLL = 0.05  # seconds
+
+# Called by the task before each page with its index in the shard, and with -1 when the shard is done.
+Clock = Callable[[int], None]
+Task = Callable[[Any, dict[int, str], Clock], Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task that raised. The text is the traceback of the worker."""
+
+    text: str
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    # page index, wall clock at its start, processor seconds of the process at its start
+    state: Any
+    shard: int | None = None
+    skip: dict[int, str] = field(default_factory=dict)
+
+
+def map_shards(
+    task: Task, shards: Sequence[Any], workers: int, page_seconds: float, advance: Callable[[int], None] = lambda count: None
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index of shard, result) as shards finish, in any order.
+
+    `task(shard, skip, clock)` is a function of a module; `skip` maps the index of a page to why it must be left out.
+    Raises RuntimeError with the worker's traceback when the task itself fails, after ending all workers.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = list(range(len(shards)))[::-1]
+    pool: list[_Worker] = []
+
+    def start() -> _Worker:
+        ours, theirs = context.Pipe()
+        state = context.RawArray(ctypes.c_double, [-1.0, 0.0, 0.0])
+        process = context.Process(target=_serve, args=(task, theirs, state), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, state)
+
+    def give(worker: _Worker) -> None:
+        worker.shard, worker.skip = waiting.pop(), {}
+        worker.pipe.send((shards[worker.shard], worker.skip))
+
+    try:
+        for _ in range(min(workers, len(shards))):
+            pool.append(start())
+            give(pool[-1])
+        while any(worker.shard is not None for worker in pool):
+            busy = [worker for worker in pool if worker.shard is not None]
+            ready = wait([worker.pipe for worker in busy], _POLL)
+            for place, worker in enumerate(pool):
+                if worker.shard is None:
+                    continue
+                if worker.pipe in ready:
+                    try:
+                        result = worker.pipe.recv()
+                    except EOFError:
+                        worker.process.join()
+                        reason = f"its process ended with status {worker.process.exitcode}"
+                        pool[place] = _again(worker, int(worker.state[0]), start, shards, reason)
+                        continue
+                    if isinstance(result, Failed):
+                        raise RuntimeError(f"shard {worker.shard} failed:\n{result.text}")
+                    finished, worker.shard = worker.shard, None
+                    advance(finished)
+                    yield finished, result
+                    if waiting:
+                        give(worker)
+                elif (page := _overdue(worker, page_seconds)) is not None:
+                    worker.process.kill()
+                    worker.process.join()
+                    pool[place] = _again(worker, page, start, shards, f"it ran for more than {page_seconds:g} s")
+    finally:
+        for worker in pool:
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+
+
+def _again(worker: _Worker, page: int, start: Callable[[], _Worker], shards: Sequence[Any], reason: str) -> _Worker:
+    """A fresh process that does the shard again, without the page that ended the old one."""
+    if page < 0 or worker.shard is None:
+        raise RuntimeError(f"a worker ended outside of any page of shard {worker.shard}: {reason}")
+    worker.pipe.close()
+    fresh = start()
+    fresh.shard, fresh.skip = worker.shard, dict(worker.skip)
+    if int(worker.state[0]) == page:  # else it went on between the look and the end, and no page is to blame
+        fresh.skip[page] = reason
+    fresh.pipe.send((shards[fresh.shard], fresh.skip))
+    return fresh
+
+
+def _overdue(worker: _Worker, limit: float) -> int | None:
+    """The page that is over its time."""
+    page, began, used = int(worker.state[0]), worker.state[1], worker.state[2]
+    elapsed = time.monotonic() - began
+    if page < 0 or elapsed <= limit:
+        return None
+    if elapsed > _PATIENCE * limit or processor_seconds(worker.process.pid or 0) - used > limit:
+        return page
+    return None
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time of another process, all its threads. Where the system does not tell, the wall clock decides alone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    except OSError:
+        return float("inf")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _serve(task: Task, pipe: Connection, state: Any) -> None:
+    """The worker's loop: shards until the pipe closes."""
+    import traceback
+
+    def clock(page: int) -> None:
+        # The order matters: while the parent may read, no new page stands beside an old time.
+        state[0] = -1.0
+        state[1], state[2] = time.monotonic(), time.process_time()
+        state[0] = float(page)
+
+    while True:
+        try:
+            shard, skip = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = task(shard, skip, clock)
+        except Exception:
+            result = Failed(traceback.format_exc())
+        state[0] = -1.0
+        pipe.send(result)

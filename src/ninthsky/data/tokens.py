@@ -1,0 +1,126 @@
+"""Stage `data.tokens`: a byte-level BPE trained on the corpus, and the corpus as token shards that the trainer addresses by number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import xxhash
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from ninthsky.data.sources import group
+from ninthsky.errors import UserError
+from ninthsky.run import StageContext
+
+SPECIAL = ("<pad>", "<eos>", "<user>", "<assistant>", "<signal>", "</signal>")
+EOS = 1
+_BATCH = 256  # documents encoded at a time
+
+
+def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
+    """Byte-level BPE with the special tokens as ids 0-5. Raises ValueError when `vocab` has no room for the 256 bytes."""
+    if vocab < 256 + len(SPECIAL):
+        raise ValueError(f"a byte-level vocabulary has at least {256 + len(SPECIAL)} entries, not {vocab}")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    return tokenizer
+
+
+def held_out_groups(groups: list[str], share: float, seed: int) -> set[str]:
+    """Groups of aligned pages that are held out: in the order of a seeded hash, until they hold `share` of the documents.
+
+    The translations of a page go together, so that no held-out page has its translation, or the untranslated paragraphs that
+    zh-CN and zh-TW have in common with en, among the training text. At least one group stays on each side where there are two.
+    """
+    sizes = Counter(groups)
+    order = sorted(sizes, key=lambda name: (xxhash.xxh3_64_intdigest(name.encode(), seed=seed), name))
+    wanted = math.ceil(share * len(groups))
+    chosen: set[str] = set()
+    count = 0
+    for name in order[: len(order) - 1]:
+        if count >= wanted:
+            break
+        chosen.add(name)
+        count += sizes[name]
+    return chosen
+
+
+def run(ctx: StageContext) -> None:
+    """Writes tokens/tokenizer.json, train.bin, held_out.bin, index.json. Raises UserError N9-DATA-002 when the corpus is too small."""
+    settings = ctx.settings
+    vocab = settings.data.vocab or 1_024
+    documents: list[dict[str, Any]] = []
+    for path in sorted((ctx.inputs["data.corpus"] / "documents").glob("*.parquet")):
+        documents += pq.read_table(path, columns=["id", "source", "path", "language", "text"]).to_pylist()
+    groups = [group(document["source"], document["path"]) for document in documents]
+    if len(set(groups)) < 2:
+        raise UserError(
+            "N9-DATA-002", f"the corpus has {len(documents)} documents, too few to hold any out", str(ctx.inputs["data.corpus"] / "funnel.json"),
+            "the funnel tells where pages were dropped; name more [data] sources or loosen [data.quality]",
+        )  # fmt: skip
+    out = held_out_groups(groups, settings.data.held_out, settings.seed)
+    # A seeded order, so that a reader who goes from front to back meets the languages and sources mixed.
+    order = sorted(range(len(documents)), key=lambda i: xxhash.xxh3_64_intdigest(documents[i]["id"].encode(), seed=settings.seed))
+    splits = {
+        "train": [documents[i] for i in order if groups[i] not in out],
+        "held_out": [documents[i] for i in order if groups[i] in out],
+    }
+    ctx.say(f"training a byte-level BPE of {vocab} entries on {len(splits['train'])} documents")
+    try:
+        tokenizer = train_tokenizer([document["text"] for document in splits["train"]], vocab)
+    except ValueError as error:
+        raise UserError("N9-DATA-002", str(error), "[data] vocab", f"set it to {256 + len(SPECIAL)} or more") from error
+    with ctx.open("tokens/tokenizer.json") as file:
+        file.write(tokenizer.to_str(pretty=True).encode())
+    width = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
+    index: dict[str, Any] = {"format": 1, "dtype": width, "vocab": tokenizer.get_vocab_size(), "eos": EOS, "splits": {}}
+    size, tokens = 0, 0
+    with ctx.progress("tokens", total=len(documents), unit="documents") as bar:
+        for split, chosen in splits.items():
+            entry = _write(ctx, tokenizer, split, chosen, width, bar)
+            index["splits"][split] = entry
+            size += sum(len(document["text"].encode()) for document in chosen)
+            tokens += entry["tokens"] - entry["documents"]
+    index["bytes_per_token"] = round(size / max(tokens, 1), 4)
+    with ctx.open("tokens/index.json") as file:
+        file.write(json.dumps(index, indent=1, sort_keys=True).encode() + b"\n")
+    train, held = index["splits"]["train"], index["splits"]["held_out"]
+    ctx.summary(vocab=index["vocab"], train_tokens=train["tokens"], held_out_tokens=held["tokens"], bytes_per_token=index["bytes_per_token"])
+    languages = sorted({*train["by_language"], *held["by_language"]})
+    ctx.table(
+        "tokens",
+        f"Tokens: vocabulary {index['vocab']}, {index['bytes_per_token']} bytes per token",
+        ["language", "training", "held out"],
+        [[name, train["by_language"].get(name, 0), held["by_language"].get(name, 0)] for name in languages],
+        note="Translations of one page are held out together.",
+    )
+
+
+def _write(ctx: StageContext, tokenizer: Tokenizer, split: str, documents: list[dict[str, Any]], width: str, bar: Any) -> dict[str, Any]:
+    """One split as one file of token ids, little-endian, each document followed by `<eos>`."""
+    name, total = f"{split}.bin", 0
+    by_language: Counter[str] = Counter()
+    with ctx.open(f"tokens/{name}", rows=len(documents)) as file:
+        for start in range(0, len(documents), _BATCH):
+            batch = documents[start : start + _BATCH]
+            for document, encoded in zip(batch, tokenizer.encode_batch([d["text"] for d in batch], add_special_tokens=False), strict=True):
+                ids = np.array([*encoded.ids, EOS], dtype=f"<u{np.dtype(width).itemsize}")
+                file.write(ids.tobytes())
+                by_language[document["language"]] += len(ids)
+                total += len(ids)
+            bar.advance(len(batch))
+    return {"file": name, "tokens": total, "documents": len(documents), "by_language": dict(sorted(by_language.items()))}

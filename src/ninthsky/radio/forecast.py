@@ -1,0 +1,299 @@
+"""Stage radio.forecast: tomorrow's load of every cell and station as quantiles, by the forecaster that was better on earlier days."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ninthsky.radio import store
+from ninthsky.radio.candidates import BACKBONE, BOTH, FAST, Chosen, Days, Pool, choose, decide, look
+from ninthsky.radio.conformal import GROUPS, at_level, groups_of
+from ninthsky.radio.fast import LEVELS, cell_roots, site_roots
+from ninthsky.radio.kernels import Floats
+from ninthsky.radio.rolling import (
+    Split,
+    accuracy,
+    coverage,
+    days_of,
+    deciles,
+    hour_mean,
+    naive_error,
+    seasonal_naive,
+    split_days,
+)
+from ninthsky.run.stage import StageContext
+
+if TYPE_CHECKING:
+    from ninthsky.radio.transformer import Learner
+
+SAMPLE_STATIONS = 1500  # that weights and ranks are learnt from
+JUDGED_STATIONS = 800  # that forecasters and plans are held against
+JUDGED_CELLS = 400
+FIRST_PART = 0.4  # of the transformer's steps come before the choosing days, the rest before the reported ones
+Q90 = int(np.flatnonzero(LEVELS == 0.9)[0])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Stations drawn from all shards: their sums and their cells as one pool, and the part that is judged."""
+
+    counters: store.Counters
+    pool: Pool
+    judged: Pool
+    sites: int  # the first rows of `judged` are station sums
+    station: list[str]  # names of those
+
+
+def run(ctx: StageContext) -> None:
+    """Writes `forecast/part-*.parquet` (tomorrow), `backtest.parquet` (station sums on the reported days), `choice.json`."""
+    shards = store.shards(ctx.inputs["radio.stations"])
+    seed, radio = ctx.settings.seed, ctx.settings.radio
+    sample = draw(shards, seed)
+    split = split_days(sample.counters.days)
+    backbone = _learner(ctx, sample, split)
+    names: tuple[str, ...] = (FAST,) * len(GROUPS)
+    scores: list[list[Any]] = []
+    seen: Days | None = None
+    if backbone is not None:
+        # Each part of the training ends before the days that it is then judged on.
+        steps = int(ctx.fixed("steps", lambda: radio.steps or backbone.steps_within(radio.budget or 20.0)))
+        first = max(1, int(steps * FIRST_PART))
+        with ctx.progress("transformer", total=steps, unit="steps") as bar:
+            backbone.learn(split.choose, first, bar, ctx.out / "work" / "choose")
+            names, scores, seen = choose(sample.pool, sample.judged, split, backbone, seed)
+            losses = backbone.learn(split.report, max(1, steps - first), bar, ctx.out / "work" / "report")
+        loss = float(np.mean(losses[-20:]))
+        ctx.summary(transformer_steps=steps, transformer_weights=backbone.parameters(), transformer_loss=loss)
+    reported = decide(sample.pool, split.report, seed, names, backbone, seen, sample.judged)
+    quantiles = _report(ctx, sample, split, reported, scores)
+    _write_backtest(ctx, sample, split, quantiles)
+    seen = _seen_again(sample.judged, split, reported)
+    tomorrow = decide(sample.pool, split.days, seed, names, backbone, seen, sample.judged)
+    date = sample.counters.first_day + datetime.timedelta(days=split.days)
+    with ctx.progress("shards forecast", total=len(shards), unit="shards") as bar:
+        for number, path in enumerate(shards):
+            part = store.read(path)
+            table = forecast_table(part, tomorrow, split.days, 1 - radio.epsilon)
+            with ctx.open(f"forecast/part-{number:05d}.parquet", rows=len(table)) as file:
+                write_table(table, file, {"date": date.isoformat(), "made": part.made})
+            bar.advance()
+    shutil.rmtree(ctx.out / "work", ignore_errors=True)
+
+
+def draw(shards: Sequence[Path], seed: int, stations: int = SAMPLE_STATIONS) -> Sample:
+    """Reads the shards once and keeps randomly drawn stations of them, the same number of each."""
+    rng = np.random.default_rng((seed, 4))
+    most = -(-stations // len(shards))
+    kept: list[store.Counters] = []
+    for path in shards:
+        part = store.read(path)
+        starts = part.starts
+        count = len(starts) - 1
+        chosen = np.sort(rng.choice(count, min(most, count), replace=False))
+        rows = np.concatenate([np.arange(starts[one], starts[one + 1]) for one in chosen])
+        kept.append(store.pick(part, rows))
+    counters = store.join(kept)
+    return sample_of(counters, split_days(counters.days))
+
+
+def sample_of(counters: store.Counters, split: Split, copies: float = 1.0) -> Sample:
+    """Station sums and cells of these counters as one pool; groups from the days before the reported ones."""
+    sites = site_roots(counters, copies)
+    cells = cell_roots(counters)
+    roots = np.concatenate([sites, cells])
+    pool = Pool(roots, groups_of(roots, split.report, counters.first_day), counters.first_day)
+    few_sites, few_cells = min(JUDGED_STATIONS, len(sites)), min(JUDGED_CELLS, len(cells))
+    # Cells from the far end: mostly of other stations than the judged sums.
+    rows = np.concatenate([np.arange(few_sites), len(roots) - few_cells + np.arange(few_cells)])
+    names = [counters.station[row] for row in counters.starts[:few_sites]]
+    return Sample(counters, pool, pool.rows(rows), few_sites, names)
+
+
+def _learner(ctx: StageContext, sample: Sample, split: Split) -> Learner | None:
+    """The transformer, not yet trained; None, and said so, where it cannot be had."""
+    export = ctx.inputs["train.pretrain"] / "export"
+    if split.choose == split.report:
+        ctx.say(f"{split.days} days of history: too few to train and choose on, so the fast path alone", "yellow")
+        ctx.limit(f"With {split.days} days of history the transformer was not tried.")
+        return None
+    if not (export / "model.safetensors").exists():
+        ctx.say("no pretrained checkpoint: the fast path alone", "yellow")
+        ctx.limit("There was no pretrained checkpoint, so the transformer was not tried.")
+        return None
+    try:
+        from ninthsky.radio.transformer import Learner
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ninthsky"):
+            raise
+        ctx.say(f"{error.name} is not installed: the fast path alone", "yellow")
+        ctx.limit(f"The package {error.name!r} is not installed, so the transformer was not tried.")
+        return None
+    return Learner(export, sample.pool.roots, sample.pool.first_day, ctx.settings.seed)
+
+
+def _report(ctx: StageContext, sample: Sample, split: Split, model: Chosen, scores: list[list[Any]]) -> Floats:
+    """Accuracy and coverage on the reported days; returns the chosen quantiles of the judged series [days, n, 24, levels]."""
+    days = range(split.report, split.days)
+    judged = sample.judged
+    chosen = np.stack([model.quantiles(judged, day) for day in days])
+    alone = Chosen(model.fast)
+    fast = chosen if model.backbone is None else np.stack([alone.quantiles(judged, day) for day in days])
+    roots = days_of(judged.roots, days)
+    truth = np.where(roots >= 0, roots**2, np.nan).astype(np.float32)
+    scale = np.stack([naive_error(judged.roots, day) for day in days])
+    methods: dict[str, tuple[Floats, Floats | None]] = {
+        "chosen per group": (np.stack([model.point(judged, day, q) for day, q in zip(days, chosen, strict=True)]), chosen),
+        "fast path": (np.stack([alone.point(judged, day, q) for day, q in zip(days, fast, strict=True)]), fast),
+    }
+    if model.backbone is not None:
+        every = Chosen(model.fast, model.backbone, model.shifts, (BACKBONE,) * len(GROUPS))
+        other = np.stack([every.quantiles(judged, day) for day in days])
+        methods["transformer"] = (other[..., 4], other)
+    methods["hour-of-day mean"] = (np.stack([hour_mean(judged.roots, day) for day in days]), None)
+    methods["same hour a week ago"] = (np.stack([seasonal_naive(judged.roots, day) for day in days]), None)
+    rows = []
+    for kind, part in (("stations", slice(0, sample.sites)), ("cells", slice(sample.sites, None))):
+        for name, (point, quantiles) in methods.items():
+            figures = accuracy(
+                truth[:, part], point[:, part], scale[:, part], None if quantiles is None else quantiles[:, part]
+            )
+            covered = None if quantiles is None else coverage(truth[:, part], quantiles[:, part, :, Q90])
+            rows.append(
+                [
+                    kind,
+                    name,
+                    f"{figures.wape:.1%}",
+                    f"{figures.mase:.3f}",
+                    "" if figures.wql is None else f"{figures.wql:.1%}",
+                    "" if covered is None else f"{covered:.1%}",
+                ]
+            )
+            if kind == "stations" and name in {"chosen per group", "hour-of-day mean"}:
+                key = "chosen" if name == "chosen per group" else "hour_mean"
+                ctx.summary(**{f"wape_{key}": figures.wape, f"mase_{key}": figures.mase})
+    made = " Synthetic stations." if sample.counters.made else ""
+    ctx.table(
+        "radio-accuracy",
+        "Day-ahead accuracy on days that nothing was chosen or fitted on",
+        ["series", "method", "WAPE", "MASE", "WQL", "truth at or under q90"],
+        rows,
+        f"{len(days)} days, {sample.sites} stations and {len(judged.roots) - sample.sites} cells drawn at random.{made}",
+    )
+    if scores:
+        ctx.table(
+            "radio-choice",
+            "Which forecaster each group takes",
+            ["group", "series", *(f"WQL {name}" for name in (FAST, BACKBONE, BOTH)), "chosen"],
+            [[row[0], row[1], *(f"{value:.2%}" for value in row[2:5]), row[5]] for row in scores],
+            f"By the quantile loss of days {split.choose + 1} to {split.report}; reported are days {split.report + 1} to {split.days}.",
+        )
+    _coverage_plot(ctx, truth, chosen, model, judged, days)
+    ctx.summary(
+        coverage_q90=coverage(truth, chosen[..., Q90]), history="long enough" if model.fast.ridge.ridge else "under 14 days"
+    )
+    if not model.fast.ridge.ridge:
+        ctx.say("under 14 days of history: the hour-of-day mean, which nothing beats there", "yellow")
+    return chosen
+
+
+def _coverage_plot(ctx: StageContext, truth: Floats, chosen: Floats, model: Chosen, judged: Pool, days: range) -> None:
+    by_load = coverage(truth, chosen[..., Q90], deciles(chosen[..., 4]))
+    # Fixed beforehand: deciles chosen after the fact would make a perfect forecaster look badly calibrated.
+    spread = model.fast.ridge.predict(judged.roots, days[0])[1].mean(axis=1)
+    by_cell = coverage(truth, chosen[..., Q90], np.broadcast_to(deciles(spread)[None, :, None], truth.shape))
+    tens = [str(number) for number in range(1, 11)]
+    ctx.plot(
+        "radio-coverage",
+        "Truth at or under the 90 % quantile",
+        [
+            {"type": "scatter", "mode": "lines+markers", "name": "by forecast load", "x": tens, "y": _plain(by_load)},
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": "by earlier error of the series",
+                "x": tens,
+                "y": _plain(by_cell),
+            },
+            {"type": "scatter", "mode": "lines", "name": "promised", "x": tens, "y": [0.9] * 10, "line": {"dash": "dot"}},
+        ],
+        {"xaxis": {"title": {"text": "decile, 1 lowest"}}, "yaxis": {"title": {"text": "share covered"}, "range": [0.7, 1.0]}},
+        "Deciles are fixed before the reported days.",
+    )
+
+
+def _plain(values: list[float] | float) -> list[float | None]:
+    listed = values if isinstance(values, list) else [values]
+    return [round(value, 4) if np.isfinite(value) else None for value in listed]
+
+
+def _seen_again(judged: Pool, split: Split, model: Chosen) -> Days | None:
+    """The reported days become the days that tomorrow's shifts are taken from."""
+    return None if model.backbone is None else look(judged, range(split.report, split.days), model.fast, model.backbone)
+
+
+def _write_backtest(ctx: StageContext, sample: Sample, split: Split, quantiles: Floats) -> None:
+    """The judged stations' counters, and quantiles of their sums on the reported days: what radio.plan holds plans against."""
+    days, sites = split.days - split.report, sample.sites
+    values = np.ascontiguousarray(quantiles[:, :sites].reshape(days * sites, -1))
+    table = pa.table(
+        {
+            "station": pa.array(sample.station * days),
+            "day": pa.array(np.repeat(np.arange(split.report, split.days), sites).astype(np.int32)),
+            "quantiles": _lists(values),
+        }
+    )
+    judged = sample.counters.starts[sites]
+    with ctx.open("sample.parquet", rows=int(judged)) as file:
+        store.write(store.pick(sample.counters, np.arange(judged)), file)
+    with ctx.open("backtest.parquet", rows=len(table)) as file:
+        write_table(table, file, {"levels": ",".join(f"{level:g}" for level in LEVELS)})
+
+
+def forecast_table(part: store.Counters, model: Chosen, day: int, plan_level: float, copies: float = 1.0) -> pa.Table:
+    """Tomorrow's quantiles of one shard: a row per station sum (cell is empty) and per cell, 24 hours each.
+
+    Columns q10, q50, q90 and q_plan (the level that the plan reckons with), in carriers.
+    """
+    roots = np.concatenate([site_roots(part, copies), cell_roots(part)])
+    pool = Pool(roots, groups_of(roots, day, part.first_day), part.first_day)
+    quantiles = model.quantiles(pool, day)
+    stations = [part.station[row] for row in part.starts[:-1]]
+    names = np.array(model.model_of_group)[pool.group] if model.fast.ridge.ridge else np.full(len(roots), "hour-of-day mean")
+    return pa.table(
+        {
+            "station": pa.array(stations + part.station),
+            "cell": pa.array([""] * len(stations) + part.cell),
+            "group": pa.array([GROUPS[number] for number in pool.group]).dictionary_encode(),
+            "model": pa.array(names.tolist()).dictionary_encode(),
+            "q10": _lists(quantiles[..., 0]),
+            "q50": _lists(model.point(pool, day, quantiles)),
+            "q90": _lists(quantiles[..., Q90]),
+            "q_plan": _lists(at_level(quantiles, plan_level)),
+        }
+    )
+
+
+def _lists(values: Floats) -> pa.Array:
+    flat = np.ascontiguousarray(values, dtype=np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+
+
+def write_table(table: pa.Table, file: Any, about: dict[str, Any]) -> None:
+    """As Parquet, with `about` in its metadata."""
+    kept = table.replace_schema_metadata({f"ninthsky.{key}": str(value) for key, value in about.items()})
+    pq.write_table(kept, file, compression="zstd")
+
+
+def lists_of(table: pa.Table, column: str) -> NDArray[np.float32]:
+    """A fixed-size list column as an array [rows, width]."""
+    chunk = table.column(column).combine_chunks()
+    return np.asarray(chunk.flatten()).reshape(len(chunk), -1)

@@ -1,0 +1,45 @@
+"""Forming and leaving the process groups of a generation."""
+
+from __future__ import annotations
+
+import gc
+import socket
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from ninthsky.guard.probe.group import BACKEND, Probe
+from ninthsky.guard.probe.line import Line
+from ninthsky.guard.probe.messages import Assign, Rendezvous, StoreServing
+
+STORE_SECONDS = 30.0
+# The guard finds a rank that does not come; a time-out only ends what nobody watches.
+COLLECTIVE_SECONDS = 1800.0
+
+
+def serve_store(assign: Assign, line: Line) -> dist.TCPStore:
+    """Opens this generation's store on the address that the rank was given, and nowhere else, and tells its port."""
+    with socket.socket(socket.AF_INET6 if ":" in assign.bind else socket.AF_INET) as listening:
+        listening.bind((assign.bind, 0))
+        listening.listen(max(128, assign.world))
+        port = listening.getsockname()[1]
+        store = dist.TCPStore(assign.bind, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach(),
+                              timeout=timedelta(seconds=STORE_SECONDS))
+    line.send(StoreServing(assign.generation, port))
+    return store
+
+
+def form(assign: Assign, where: Rendezvous, store: dist.TCPStore | None) -> None:
+    """Joins the generation's default process group. Raises RuntimeError when a peer does not come or the sockets are cut."""
+    if store is None:
+        store = dist.TCPStore(where.address, where.port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+    dist.init_process_group(BACKEND, store=dist.PrefixStore(f"generation-{assign.generation}", store), rank=assign.rank,
+                            world_size=assign.world, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
+
+
+def leave(probe: Probe) -> None:
+    """Drops every group. The caller has let go of model and mesh, and shut the sockets down: nothing here waits then."""
+    probe.let_go()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()  # models and meshes refer to themselves and would hold their groups' sockets open

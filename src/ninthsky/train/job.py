@@ -1,0 +1,47 @@
+"""What the ranks of a pretraining job have to know, as one JSON file: `python -m ninthsky.train.elastic JOB.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+
+from ninthsky.model.shape import Shape
+from ninthsky.run.folder import write_json
+from ninthsky.train.inject import Fault
+from ninthsky.train.mesh import Mesh
+from ninthsky.train.recipe import Recipe
+
+
+class TrainJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of fixed length. Everything that a step depends on stands here or in the step's number.
+
+    `folder` takes history.jsonl, checkpoint/ and, where `export`, export/. `batch` is in sequences over all ranks.
+    """
+
+    shape: Shape
+    recipe: Recipe
+    mesh: Mesh
+    tokens: str  # folder of data.tokens with tokenizer.json and index.json
+    folder: str
+    steps: int
+    sequence: int
+    batch: int
+    seed: int
+    checkpoint_every: int
+    precisions: list[str] = []  # those whose speed is to be measured
+    export: bool = True
+    faults: list[Fault] = []
+    events: str = ""  # the run's events.jsonl; needed where there are faults
+
+    def save(self, path: Path) -> Path:
+        """Writes the file, and returns its path."""
+        write_json(path, {**msgspec.to_builtins(self), "shape": asdict(self.shape), "recipe": asdict(self.recipe),
+                          "mesh": asdict(self.mesh)})
+        return path
+
+
+def load_job(path: Path) -> TrainJob:
+    """Raises msgspec.ValidationError where the file is none of ours."""
+    return msgspec.json.decode(path.read_bytes(), type=TrainJob)
