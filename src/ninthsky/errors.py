@@ -23,6 +23,12 @@ EXPLANATIONS: dict[str, str] = {
     "layouts `layout-...`, a station's hour `STATION@HOUR`.",
     "N9-DATA-001": "No raw pages could be had. Name a folder of HTML in [data] sources, or allow apt-get or a package mirror.",
     "N9-DATA-002": "The corpus is too small for what follows. The funnel tells where pages were dropped: add sources, loosen rules.",
+    "N9-DATA-003": "The run has no corpus yet. The data stages make it: n9 run FILE --only data",
+    "N9-SRV-001": "The export folder has no readable tokenizer.json. `n9 train` writes it beside the model.",
+    "N9-SRV-002": "The run has not exported a model yet. `n9 run FILE` goes on from where it stopped.",
+    "N9-SRV-003": "The server cannot listen as asked: address, key or certificate. The message names which.",
+    "N9-SRV-004": "The served model did not answer as the model itself does, or its export is read otherwise elsewhere.\n"
+    "The message shows both.",
     "N9-LAY-001": "The card is not in the layout search's table. `n9 layout --chips` prints the table with sources.",
     "N9-LAY-002": "The model file lacks a size that the layout search needs.",
     "N9-LAY-003": "No cut of this model fits this cluster. The message names the rule that threw out most cuts.",
@@ -34,6 +40,8 @@ EXPLANATIONS: dict[str, str] = {
     "N9-TRN-002": "Loss or gradient stopped being finite and there is no other rank to ask. Lower [train] lr, or look at\n"
     "the data.",
     "N9-TRN-003": "The checkpoint is cut, altered, or of another model. `n9 train check FOLDER` tells which ones are good.",
+    "N9-TRN-004": "The speed of a step could not be measured: its ranks ended early. The command named runs them alone.",
+    "N9-TRN-005": "The same steps ended in different weights: in a faultless twin, or on different ranks. That is a bug; keep the run.",
     "N9-RAD-001": "The counters could not be read. Columns wanted: ts, station, cell, load.",
     "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",
     "N9-ALN-002": "The prompts could not be read. Wanted: a UTF-8 CSV with columns prompt and label, the label safe or unsafe.",

@@ -27,15 +27,19 @@ def job_maker() -> Callable[[Path], MakeJob]:
 
 def _maker(tmp_path: Path) -> MakeJob:
     def make(
-        name: str, inject: list[dict[str, Any]] | None = None, *, plan: dict[str, Any] | None = None, spares: int = 1, **watch: Any
+        name: str,
+        inject: list[dict[str, Any]] | None = None,
+        *,
+        plan: dict[str, Any] | None = None,
+        spares: int = 1,
+        **watch: Any,
     ) -> JobSpec:
         folder = tmp_path / name
         for part in ("marks", "checkpoints"):
             (folder / part).mkdir(parents=True)
         faults = inject or []
-        given = {
-            "steps": 30, "marks": str(folder / "marks"), "checkpoints": str(folder / "checkpoints"), "inject": faults, **(plan or {}),
-        }  # fmt: skip
+        folders = {part: str(folder / part) for part in ("marks", "checkpoints")}
+        given = {"steps": 30, "inject": faults, **folders, **(plan or {})}
         return JobSpec(
             run_id=f"t-{abs(hash(str(folder))) % 10**10}",
             folder=str(folder),
@@ -44,7 +48,9 @@ def _maker(tmp_path: Path) -> MakeJob:
             world=4,
             hosts=[HostSpec(name=f"host-{n}", slots=2, spares=spares) for n in range(2)],
             watch=Watch(**{"action": "act", **watch}),
-            injected=[Injected(f["kind"], f["rank"], f["step"]) for f in faults if f["kind"] in {"kill", "freeze", "nan", "slow"}],
+            injected=[
+                Injected(f["kind"], f["rank"], f["step"]) for f in faults if f["kind"] in {"kill", "freeze", "nan", "slow"}
+            ],
         )
 
     return make

@@ -16,7 +16,7 @@ import pytest
 from ninthsky.errors import UserError
 from ninthsky.guard.job import JobResult, JobSpec, run_job
 from ninthsky.guard.journal import Journal
-from ninthsky.run.folder import read_json
+from ninthsky.run import folder
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +40,12 @@ def twin(tmp_path_factory: pytest.TempPathFactory, job_maker: Any) -> list[str]:
     return digests(result)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    value = folder.read_json(path)
+    assert isinstance(value, dict)
+    return value
+
+
 def kinds(events: list[dict[str, Any]]) -> list[str]:
     return [event["kind"] for event in events]
 
@@ -51,7 +57,13 @@ def test_a_killed_rank_is_replaced_by_a_spare_of_its_host(make_job: Any, twin: l
     assert fault.injected and fault.state == "repaired" and fault.replaced_by == "host-1/2"
     assert fault.committed_steps_lost == 0 and fault.steps_redone <= 2
     assert "SIGKILL" in fault.evidence.verdict
-    marks = [fault.timeline.named, fault.timeline.aborted, fault.timeline.assigned, fault.timeline.joined, fault.timeline.trained]
+    marks = [
+        fault.timeline.named,
+        fault.timeline.aborted,
+        fault.timeline.assigned,
+        fault.timeline.joined,
+        fault.timeline.trained,
+    ]
     assert None not in marks and marks == sorted(marks)  # type: ignore[type-var]
     assert digests(result) == twin
 
@@ -176,13 +188,15 @@ def test_the_controller_is_killed_and_goes_on_from_its_journal(make_job: Any, tw
     spec = make_job("restart", [{"kind": "kill", "rank": 2, "step": 24}], plan={"work_ms": 300.0})
     killed: list[int] = []
 
+    events: list[dict[str, Any]] = []
+
     def on_event(event: dict[str, Any]) -> None:
+        events.append(event)
         if event["kind"] == "commit" and event["step"] >= 5 and not killed:
             killed.append(read_json(Path(spec.folder) / "controller.json")["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
-    events: list[dict[str, Any]] = []
-    result = run_job(spec, lambda event: (events.append(event), on_event(event))[0])
+    result = run_job(spec, on_event)
     assert killed and "controller.recovered" in kinds(events)
     assert [event["generation"] for event in events if event["kind"] == "generation"] == [1, 2], "training went on meanwhile"
     assert [(fault.cause, fault.rank) for fault in result.faults] == [("exit", 2)]
@@ -216,15 +230,17 @@ def test_controller_and_a_rank_killed_together(make_job: Any, twin: list[str]) -
 
 def test_nothing_outlives_a_killed_driver(make_job: Any) -> None:
     spec = make_job("orphan", plan={"steps": 100_000})
-    code = f"from pathlib import Path; from ninthsky.guard.job import run_job; from ninthsky.guard.spec import load_spec\nrun_job(load_spec(Path({str(spec.save())!r})))"
-    driver = subprocess.Popen([sys.executable, "-c", code], process_group=0)
+    command = [sys.executable, "-m", "ninthsky", "guard", "job", str(spec.save())]
+    driver = subprocess.Popen(command, process_group=0, stdout=subprocess.DEVNULL)
     journal = Path(spec.folder) / "journal.jsonl"
     wait_until(lambda: journal.exists() and b'"joined"' in journal.read_bytes(), "the job to run")
     pids = [pid for entry in Journal(journal).entries if entry["kind"] == "places" for _, _, pid in entry["places"]]
     pids.append(read_json(Path(spec.folder) / "controller.json")["pid"])
     driver.kill()
     driver.wait()
-    wait_until(lambda: not any(Path(f"/proc/{pid}/stat").exists() and not is_zombie(pid) for pid in pids), "every process to end")
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}/stat").exists() and not is_zombie(pid) for pid in pids), "every process to end"
+    )
     wait_until(lambda: not list(Path(spec.memory).glob(f"n9-{spec.run_id}-*")), "the agents to clear shared memory")
 
 

@@ -44,6 +44,8 @@ class Network:
     def __exit__(self, *_: object) -> None:
         for name in self.names:
             ip("netns", "del", name, check=False)
+        for port in self.ports:
+            ip("link", "del", port, check=False)
         ip("link", "del", self.bridge, check=False)
 
     def address(self, host: int) -> str:
@@ -77,7 +79,9 @@ def network() -> Iterator[Network]:
 def spread(make_job: Any, network: Network, name: str, inject: list[dict[str, Any]], **more: Any) -> Any:
     spec = make_job(name, inject, **more)
     hosts = [
-        HostSpec(name=f"host-{n}", slots=2, spares=2, address=network.address(n), launch=("ip", "netns", "exec", network.names[n]))
+        HostSpec(
+            name=f"host-{n}", slots=2, spares=2, address=network.address(n), launch=("ip", "netns", "exec", network.names[n])
+        )
         for n in range(2)
     ]
     watch = msgspec.structs.replace(spec.watch, bind=f"{network.subnet}.1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from ninthsky.layout.memory import held
 from ninthsky.layout.shape import Sizes, Work
 from ninthsky.layout.traffic import collectives, egress
 
-SHAPE = dict(
-    vocab=64, layers=3, dim=32, heads=4, kv_heads=2, experts=4, experts_per_token=2, expert_dim=16, shared_experts=1, dense_layers=1,
-    dense_dim=64,
+SIZES = Sizes(
+    layers=3, dim=32, heads=4, kv_heads=2, head_dim=8, vocab=64, experts=4, experts_per_token=2, expert_dim=16, shared_experts=1,
+    dense_layers=1, dense_dim=64,
 )  # fmt: skip
-SIZES = Sizes(head_dim=8, **SHAPE)
+SHAPE = {key: value for key, value in asdict(SIZES).items() if key not in ("head_dim", "gated", "tied")}
 SEQUENCE, BATCH = 16, 8
 CUTS = (Cut(dp_shard=4), Cut(dp_shard=4, ep=2), Cut(dp_shard=4, ep=4), Cut(dp_replicate=2, dp_shard=2, ep=2))
 
@@ -62,7 +62,7 @@ def test_what_a_rank_holds_and_sends_is_as_predicted(index: int, counted: list[l
     assert [rank.get("gather", 0) for rank in real] == [gathered] * 4
     assert [rank.get("scatter", 0) for rank in real] == [reduced] * 4
     assert [rank.get("reduce", 0) for rank in real] == [replicas] * 4
-    # The router decides where tokens go: exact is the sum over ranks, with the counts that go ahead (8 bytes per expert and layer).
+    # The router decides where tokens go: exact is the sum over ranks, with the counts that go ahead (8 bytes each).
     counts = SIZES.sparse_layers * SIZES.experts * 8 if mesh.ep > 1 else 0
     assert sum(rank.get("exchange", 0) for rank in real) == 4 * (found["tokens to experts"] + counts)
     # A peer's copy is the shard, which also has the step's number and the routers' biases: small beside it.

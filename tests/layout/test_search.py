@@ -23,8 +23,8 @@ CARDS = Cluster(2304, 8, CHIPS["ascend-910b"], 64)
 
 def small(hosts: int, per_host: int, experts: int, heads: int, batch: int, memory_gb: float = 2.0) -> Problem:
     sizes = Sizes(
-        layers=4, dim=8 * heads, heads=heads, kv_heads=heads, head_dim=8, vocab=64, experts=experts, experts_per_token=1, expert_dim=12,
-        shared_experts=1, dense_layers=1, dense_dim=32,
+        layers=4, dim=8 * heads, heads=heads, kv_heads=heads, head_dim=8, vocab=64, experts=experts,
+        experts_per_token=1, expert_dim=12, shared_experts=1, dense_layers=1, dense_dim=32,
     )  # fmt: skip
     return Problem(sizes, Work(64, batch), Cluster(hosts, per_host, CHIPS["cpu"], memory_gb))
 

@@ -25,8 +25,9 @@ def test_every_size_counts_as_the_model_does(size: str) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    layers=st.integers(1, 3), kv=st.integers(1, 2), group=st.integers(1, 3), head=st.sampled_from([2, 4]), experts=st.integers(1, 5),
-    expert_dim=st.sampled_from([4, 6]), shared=st.integers(0, 2), dense=st.integers(0, 3), vocab=st.integers(8, 40), norm=st.booleans(),
+    layers=st.integers(1, 3), kv=st.integers(1, 2), group=st.integers(1, 3), head=st.sampled_from([2, 4]),
+    experts=st.integers(1, 5), expert_dim=st.sampled_from([4, 6]), shared=st.integers(0, 2), dense=st.integers(0, 3),
+    vocab=st.integers(8, 40), norm=st.booleans(),
 )  # fmt: skip
 def test_real_decoders_have_as_many_weights(
     layers: int, kv: int, group: int, head: int, experts: int, expert_dim: int, shared: int, dense: int, vocab: int, norm: bool
@@ -36,8 +37,8 @@ def test_real_decoders_have_as_many_weights(
     heads, dense = kv * group, min(dense, layers)
     dim = heads * head
     shape = Shape(
-        vocab=vocab, layers=layers, dim=dim, heads=heads, kv_heads=kv, experts=experts, experts_per_token=1, expert_dim=expert_dim,
-        shared_experts=shared, dense_layers=dense, dense_dim=8, qk_norm=norm,
+        vocab=vocab, layers=layers, dim=dim, heads=heads, kv_heads=kv, experts=experts, experts_per_token=1,
+        expert_dim=expert_dim, shared_experts=shared, dense_layers=dense, dense_dim=8, qk_norm=norm,
     )  # fmt: skip
     sizes = Sizes(
         layers=layers, dim=dim, heads=heads, kv_heads=kv, head_dim=head, vocab=vocab, experts=experts, experts_per_token=1,

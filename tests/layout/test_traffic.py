@@ -14,8 +14,8 @@ from ninthsky.layout.shape import Sizes, Work
 from ninthsky.layout.traffic import ALL_REDUCE, EXCHANGE, GATHER, Collective, collectives, egress
 
 SIZES = Sizes(
-    layers=4, dim=16, heads=4, kv_heads=4, head_dim=4, vocab=64, experts=8, experts_per_token=2, expert_dim=16, shared_experts=1,
-    dense_layers=0, dense_dim=0,
+    layers=4, dim=16, heads=4, kv_heads=4, head_dim=4, vocab=64, experts=8, experts_per_token=2, expert_dim=16,
+    shared_experts=1, dense_layers=0, dense_dim=0,
 )  # fmt: skip
 WORK = Work(sequence=32, batch=16, compute_bytes=4, gather_bytes=4)
 
@@ -75,7 +75,7 @@ def test_whole_experts_stay_where_ep_uses_up_the_shards() -> None:
 
 
 def test_pipeline_sends_are_counted_at_host_borders_only() -> None:
-    """Two stages of two ranks on two hosts: each micro-batch's activations go over, their gradients come back, halved per host."""
+    """Two stages of two ranks on two hosts: each micro-batch's activations go over, gradients come back, halved per host."""
     cut = Cut(pp=2, dp_shard=2, micro_batch=2, reshard=0)
     border = 2 * WORK.sequence * SIZES.dim * WORK.compute_bytes
     sent = egress(Cuts.of(cut), SIZES, WORK, cluster(2, 2))["between stages"][0]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,11 +44,11 @@ def test_flops_are_those_torch_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"heads": 5}, {"kv_heads": 3}, {"experts_per_token": 9}, {"dense_layers": 4}, {"dense_dim": 0}, {"dim": 36, "heads": 4}]
+    "wrong",
+    [{"heads": 5}, {"kv_heads": 3}, {"experts_per_token": 9}, {"dense_layers": 4}, {"dense_dim": 0}, {"dim": 36, "heads": 4}],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
-    sizes = {"vocab": 97, "layers": 3, "dim": 32, "heads": 4, "kv_heads": 2, "experts": 4, "experts_per_token": 2, "expert_dim": 24,
-             "dense_layers": 1, "dense_dim": 48}  # fmt: skip
+    sizes: dict[str, Any] = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
     with pytest.raises(UserError, match="N9-CFG-013"):
         Shape(**{**sizes, **wrong})
 
@@ -127,7 +129,10 @@ def test_experts_multiplied_together_equal_experts_one_by_one() -> None:
     wanted = wanted + layer.shared(x.reshape(-1, SMALL.dim))
     got = layer(x)
     torch.testing.assert_close(got.reshape(-1, SMALL.dim), wanted, atol=1e-5, rtol=1e-5)
-    ours, theirs = torch.autograd.grad(got.square().sum(), x, retain_graph=True)[0], torch.autograd.grad(wanted.square().sum(), x)[0]
+    ours, theirs = (
+        torch.autograd.grad(got.square().sum(), x, retain_graph=True)[0],
+        torch.autograd.grad(wanted.square().sum(), x)[0],
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ninthsky.errors import UserError
+from ninthsky.model import Decoder, Shape
 from ninthsky.train import checkpoint
 from ninthsky.train.loop import Gate, Recipe, Trainer
 from ninthsky.train.loss import next_token_loss
@@ -150,6 +151,12 @@ def test_a_checkpoint_under_another_s_name_is_refused(two: Path, tmp_path: Path)
     assert "altered" in checkpoint.check(tmp_path / "step-5")
 
 
+def test_a_checkpoint_of_another_model_is_told(two: Path) -> None:
+    other = Decoder(Shape(97, 2, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=64))
+    with pytest.raises(UserError, match="N9-TRN-003"):
+        checkpoint.restore(Trainer(other, next_token_loss, Recipe(), 10), two)
+
+
 def test_metadata_cannot_run_code(two: Path, tmp_path: Path) -> None:
     """A pickle that calls a function is refused even where its checksum was forged along."""
 
@@ -160,8 +167,8 @@ def test_metadata_cannot_run_code(two: Path, tmp_path: Path) -> None:
     shutil.copytree(two / "step-2", tmp_path / "step-2")
     (tmp_path / "step-2" / ".metadata").write_bytes(pickle.dumps(Evil()))
     (tmp_path / "step-2" / checkpoint.SEAL).unlink()
-    checkpoint._seal(tmp_path / "step-2", 2)
+    checkpoint._seal(tmp_path / "step-2", 2, {})
     assert checkpoint.check(tmp_path / "step-2") == ""
-    with pytest.raises(Exception, match="no place in a checkpoint"):
+    with pytest.raises(UserError, match="no place in a checkpoint"):
         checkpoint.restore(trained(0), tmp_path)
     assert not (tmp_path / "was-run").exists()

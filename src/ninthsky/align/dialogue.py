@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 PAD, EOS, USER, ASSISTANT = 0, 1, 2, 3  # ids in every tokenizer of the project (docs/architecture.md)
 
@@ -29,6 +30,13 @@ class Rows:
         used = int((tokens != PAD).any(0).nonzero().max()) + 1
         length = min(-(-used // 8) * 8, tokens.shape[1])
         return Rows(tokens[:, :length], self.target[index, :length])
+
+    def beside(self, other: Rows) -> Rows:
+        """Both batches as one, the shorter padded."""
+        length = max(self.tokens.shape[1], other.tokens.shape[1])
+        tokens, target = ([F.pad(part, (0, length - part.shape[1])) for part in parts]
+                          for parts in ((self.tokens, other.tokens), (self.target, other.target)))
+        return Rows(torch.cat(tokens), torch.cat(target))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -63,6 +63,19 @@ def sft(model: LanguageModel, batch: Rows) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits, tokens, reduction="sum"), torch.tensor(len(tokens))
 
 
+def rehearsing(loss: Callable[[LanguageModel, Pairs], tuple[Tensor, Tensor]], weight: float = 1.0
+               ) -> Callable[[LanguageModel, tuple[Pairs, Rows]], tuple[Tensor, Tensor]]:
+    """`loss` plus `weight` times the mean cross-entropy of plain text, so that a correction does not cost the language."""
+
+    def both(model: LanguageModel, batch: tuple[Pairs, Rows]) -> tuple[Tensor, Tensor]:
+        pairs, text = batch
+        total, count = loss(model, pairs)
+        nats, tokens = sft(model, text)
+        return total + weight * count * nats / tokens, count
+
+    return both
+
+
 def preference(beta: float, nll_weight: float = 0.0, kind: Preference = "sigmoid") -> Callable[[LanguageModel, Pairs], tuple[Tensor, Tensor]]:
     """The preference loss over pairs: (sum over pairs, number of pairs).
 

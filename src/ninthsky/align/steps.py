@@ -18,13 +18,14 @@ from ninthsky.align import losses, proof
 from ninthsky.align.answers import Answer
 from ninthsky.align.answers import write as write_answers
 from ninthsky.align.dialogue import Rows, rows
+from ninthsky.align.order import by_language
 from ninthsky.align.policy import Prompt, Split, decode_lines, encode_lines, language_shares, load_policy, make_prompts
 from ninthsky.align.report import Moved, show_policy, show_proof
 from ninthsky.errors import UserError
 from ninthsky.model import Decoder
 from ninthsky.model.files import load, save
 from ninthsky.run import StageContext
-from ninthsky.train.cursor import TokenFile
+from ninthsky.train.cursor import Cursor, TokenFile
 from ninthsky.train.loop import Gate, Recipe, Trainer, fit, measure_steps
 
 TRAIN_PROMPTS = 4_096  # of each bank
@@ -32,8 +33,9 @@ SPLITS: tuple[Split, ...] = ("train", "held_out", "unseen")
 # The assistant to be corrected does what it is asked, forbidden or not, in most of its examples; the rest show it that
 # refusing exists. What it then says, without sampling, is the commoner of the two.
 COMPLIES = 0.6
-BATCH = 32  # rows of a step: dialogues and plain text, or twice as many pairs' answers
-TEXT_ROWS = 8  # of a fine-tuning step: pretraining text, so that talking is not learnt at the cost of language
+# Small batches: on a small model, many steps teach more than smooth ones (chosen on words split off the training lists).
+DIALOGUES, PAIRS, TEXT_ROWS = 12, 8, 4  # per step; pretraining text goes along, so that language is not lost
+TEXT_LENGTH = 40  # tokens
 BUDGET = {"sft": 0.45, "dpo": 0.40}  # shares of [align] budget; the rest goes into the proof
 SFT = Recipe(lr=3e-3, weight_decay=0.01, schedule="cosine")
 DPO = Recipe(lr=2e-3, weight_decay=0.0, schedule="cosine")
@@ -64,15 +66,12 @@ def sft(ctx: StageContext) -> None:
     torch.set_num_threads(1)
     tokenizer, model = _tokenizer(ctx), load(ctx.inputs["train.pretrain"] / "export")
     chance = random.Random(f"{ctx.settings.seed}/complies")
-    dialogues = rows(tokenizer, [(p.prompt, p.complies if chance.random() < COMPLIES else p.chosen) for p in _prompts(ctx, "train")])
-    text = _text_rows(ctx, "train", dialogues.tokens.shape[1])
-    order = _order(ctx.settings.seed, len(dialogues.tokens), BATCH - TEXT_ROWS)
-    text_order = _order(ctx.settings.seed + 1, len(text.tokens), TEXT_ROWS)
+    prompts = _prompts(ctx, "train")
+    dialogues = rows(tokenizer, [(p.prompt, p.complies if chance.random() < COMPLIES else p.chosen) for p in prompts])
+    order, text_at = by_language(prompts, DIALOGUES, ctx.settings.seed), _text_rows(ctx, ctx.settings.seed + 1)
 
     def batch_at(step: int) -> Rows:
-        talk, plain = dialogues.take(order(step)), text.take(text_order(step))
-        length = talk.tokens.shape[1]
-        return Rows(torch.cat([talk.tokens, plain.tokens[:, :length]]), torch.cat([talk.target, plain.target[:, :length]]))
+        return dialogues.take(order(step)).beside(text_at(step))
 
     steps = _fixed_steps(ctx, "sft", ctx.settings.align.sft_steps, model, batch_at, losses.sft, SFT)
     with ctx.progress("fine-tuning", total=steps, unit="steps") as bar:
@@ -90,23 +89,22 @@ def dpo(ctx: StageContext) -> None:
     reference, model = load(ctx.inputs["align.sft"] / "export"), load(ctx.inputs["align.sft"] / "export")
     reference.requires_grad_(False)
     prompts = _prompts(ctx, "train")
-    pairs, size = proof.pair_rows(tokenizer, prompts), BATCH // 2
-    order = _order(ctx.settings.seed + 2, len(prompts), size)
+    pairs = proof.pair_rows(tokenizer, prompts)
+    order, text_at = by_language(prompts, PAIRS, ctx.settings.seed + 2), _text_rows(ctx, ctx.settings.seed + 3)
     frozen: dict[int, Tensor] = {}
 
-    def batch_at(step: int) -> losses.Pairs:
+    def batch_at(step: int) -> tuple[losses.Pairs, Rows]:
         index = order(step)
-        both = torch.cat([index, index + len(prompts)])
-        batch = pairs.take(both)
+        batch = pairs.take(torch.cat([index, index + len(prompts)]))
         known = frozen[step] if step in frozen else proof.all_log_probabilities(reference, batch)
-        return losses.Pairs(batch, known)
+        return losses.Pairs(batch, known), text_at(step)
 
-    loss = losses.preference(align.beta, align.nll_weight)
+    loss = losses.rehearsing(losses.preference(align.beta, align.nll_weight))
     # Measured with the reference asked anew: what a step costs in all, wherever that cost is paid.
     steps = _fixed_steps(ctx, "dpo", align.dpo_steps, model, batch_at, loss, DPO)
     with ctx.progress("reference", total=steps, unit="batches") as bar:
         for step in range(steps):
-            frozen[step] = batch_at(step).reference
+            frozen[step] = batch_at(step)[0].reference
             bar.advance()
     with ctx.progress("preferences", total=steps, unit="steps") as bar:
         history = fit(model, batch_at, loss, DPO, steps, progress=bar, folder=ctx.out / "work")
@@ -166,32 +164,17 @@ def _fixed_steps(ctx: StageContext, part: str, given: int | None, model: Decoder
     return int(ctx.fixed("steps", measure))
 
 
-def _order(seed: int, count: int, batch: int) -> Callable[[int], Tensor]:
-    """step -> row numbers [batch]: each epoch a fresh permutation that is a function of (seed, epoch) alone."""
+def _text_rows(ctx: StageContext, seed: int) -> Callable[[int], Rows]:
+    """step -> windows of pretraining text, all of whose tokens but the first are targets."""
+    cursor = Cursor(TokenFile.open(ctx.inputs["data.tokens"] / "tokens", "train").tokens, TEXT_LENGTH - 1, TEXT_ROWS, seed)
 
-    def rows_of(step: int) -> Tensor:
-        places = torch.arange(step * batch, (step + 1) * batch)
-        epochs = places // count
-        found = torch.empty_like(places)
-        for epoch in epochs.unique().tolist():
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-            found[epochs == epoch] = order[places[epochs == epoch] % count]
-        return found
+    def rows_of(step: int) -> Rows:
+        tokens = cursor.read(step)
+        target = torch.ones_like(tokens, dtype=torch.bool)
+        target[:, 0] = False
+        return Rows(tokens, target)
 
     return rows_of
-
-
-def _text_rows(ctx: StageContext, split: str, length: int) -> Rows:
-    """Windows of pretraining text, all of whose tokens but the first are targets."""
-    tokens = TokenFile.open(ctx.inputs["data.tokens"] / "tokens", split).tokens
-    count = len(tokens) // length
-    if count == 0:
-        raise UserError("N9-TRN-001", f"the text has {len(tokens)} tokens, fewer than one row of {length}", "data.tokens",
-                        "give [data] more pages")
-    table = torch.from_numpy(tokens[: count * length].astype(np.int64)).view(count, length)
-    target = torch.ones_like(table, dtype=torch.bool)
-    target[:, 0] = False
-    return Rows(table, target)
 
 
 def _prompts(ctx: StageContext, split: Split) -> list[Prompt]:

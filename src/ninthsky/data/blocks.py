@@ -25,31 +25,35 @@ _SPACE = re.compile(r"[\s\u00a0\u200b\ufeff]+")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]+)", re.I)
 
-VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
+_VOID = "area base br col embed hr img input link meta param source track wbr"
+VOID = frozenset(_VOID.split())
 # Tags that end a run of text. Every other tag is inline and only passed over.
-BLOCK = frozenset(
-    "address article aside blockquote body button caption center dd details dialog dir div dl dt fieldset figcaption figure footer"
-    " form frameset h1 h2 h3 h4 h5 h6 header html legend li main menu nav ol p pre section summary table tbody td tfoot th thead tr"
-    " ul".split()
-)
+_BLOCK = """
+address article aside blockquote body button caption center dd details dialog dir div dl dt fieldset figcaption figure footer
+form frameset h1 h2 h3 h4 h5 h6 header html legend li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul
+"""
+BLOCK = frozenset(_BLOCK.split())
 # What class, id and role names say, by group; matched against whole words of the name (camelCase and hyphens split).
-HINTS: dict[str, frozenset[str]] = {
-    group: frozenset(words.split())
-    for group, words in {
-        "navigation": "nav navbar navigation menu breadcrumb breadcrumbs pager pagination paging toolbar topbar docnav toc tabs",
-        "foot": "footer foot copyright legal colophon bottom",
-        "side": "sidebar side aside related recommend recommended recommendation recommendations more widget widgets rail trending popular hot",
-        "chrome": "cookie cookies consent gdpr popup modal overlay banner advert adverts advertisement ad ads sponsor sponsored promo"
-        " promotion newsletter subscribe subscription signup login signin cta paywall",
-        "share": "share sharing social follow like likes tools print",
-        "comment": "comment comments respond reply replies disqus discussion",
-        "head": "header masthead logo top",
-        "meta": "meta byline author date time timestamp published info tags tag tagged category categories label labels source editor",
-        "content": "content article post entry story body main text detail details prose page para paragraph",
-        "title": "title headline heading subtitle",
-        "list": "list items item grid card cards carousel slider gallery thumb thumbnail teaser",
-    }.items()
-}
+_HINTS = """
+navigation: nav navbar navigation menu breadcrumb breadcrumbs pager pagination paging toolbar topbar docnav toc tabs
+foot: footer foot copyright legal colophon bottom
+side: sidebar side aside related recommend recommended recommendation recommendations more widget widgets rail trending popular
+side: hot
+chrome: cookie cookies consent gdpr popup modal overlay banner advert adverts advertisement ad ads sponsor sponsored promo
+chrome: promotion newsletter subscribe subscription signup login signin cta paywall
+share: share sharing social follow like likes tools print
+comment: comment comments respond reply replies disqus discussion
+head: header masthead logo top
+meta: meta byline author date time timestamp published info tags tag tagged category categories label labels source editor
+content: content article post entry story body main text detail details prose page para paragraph
+title: title headline heading subtitle
+list: list items item grid card cards carousel slider gallery thumb thumbnail teaser
+"""
+HINTS: dict[str, frozenset[str]] = {}
+for _line in _HINTS.split("\n"):
+    if _line:
+        _group, _, _words = _line.partition(": ")
+        HINTS[_group] = HINTS.get(_group, frozenset()) | frozenset(_words.split())
 HINT_BITS = {group: 1 << index for index, group in enumerate(HINTS)}
 _WORD_BITS: dict[str, int] = {}
 for _group, _group_words in HINTS.items():
@@ -58,7 +62,23 @@ for _group, _group_words in HINTS.items():
 TAG_BITS = {
     name: 1 << index
     for index, name in enumerate(
-        ("nav", "footer", "aside", "header", "form", "main", "article", "table", "li", "figure", "blockquote", "pre", "dl", "button", "hidden")
+        (
+            "nav",
+            "footer",
+            "aside",
+            "header",
+            "form",
+            "main",
+            "article",
+            "table",
+            "li",
+            "figure",
+            "blockquote",
+            "pre",
+            "dl",
+            "button",
+            "hidden",
+        )
     )
 }
 _TAG_GROUP = {**TAG_BITS, "figcaption": TAG_BITS["figure"], "dd": TAG_BITS["dl"], "dt": TAG_BITS["dl"], "td": TAG_BITS["table"]}

@@ -19,17 +19,25 @@ from ninthsky.data.funnel import report
 from ninthsky.data.pool import Clock, map_shards
 from ninthsky.run import StageContext
 
+_SPAN = pa.struct([("first", pa.int32()), ("last", pa.int32())])  # blocks, the last one not included
 DOCUMENTS = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("language", pa.string()), ("text", pa.string()),
-    ("spans", pa.list_(pa.struct([("first", pa.int32()), ("last", pa.int32())]))), ("figures", pa.map_(pa.string(), pa.float64())),
-    ("encoding", pa.string()), ("made", pa.bool_()),
+    ("spans", pa.list_(_SPAN)), ("figures", pa.map_(pa.string(), pa.float64())), ("encoding", pa.string()),
+    ("made", pa.bool_()),
 ])  # fmt: skip
 DROPPED = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("stage", pa.string()), ("rule", pa.string()),
     ("figure", pa.float64()), ("threshold", pa.float64()), ("detail", pa.string()), ("language", pa.string()),
     ("figures", pa.map_(pa.string(), pa.float64())), ("made", pa.bool_()),
 ])  # fmt: skip
-_PART = pa.schema([*DOCUMENTS, *(f for f in DROPPED if f.name not in DOCUMENTS.names), ("hash", pa.string()), ("signature", pa.binary(PERMUTATIONS * 4))])
+_PART = pa.schema(
+    [
+        *DOCUMENTS,
+        *(f for f in DROPPED if f.name not in DOCUMENTS.names),
+        ("hash", pa.string()),
+        ("signature", pa.binary(PERMUTATIONS * 4)),
+    ]
+)
 
 
 def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) -> int:
@@ -47,7 +55,8 @@ def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) ->
         rows.append({
             **{key: page[key] for key in ("id", "source", "path", "made")},
             "language": document.language, "text": document.text, "encoding": document.encoding,
-            "spans": [{"first": first, "last": last} for first, last in document.spans], "figures": list(document.figures.items()),
+            "spans": [{"first": first, "last": last} for first, last in document.spans],
+            "figures": list(document.figures.items()),
             "stage": drop.stage if drop else None, "rule": drop.rule if drop else None, "figure": drop.figure if drop else None,
             "threshold": drop.threshold if drop else None, "detail": drop.detail if drop else None,
             "hash": None if drop else text_hash(document.text),
@@ -99,11 +108,12 @@ def run(ctx: StageContext) -> None:
 def _duplicates(parts: list[Path], threshold: float) -> dict[str, Drop]:
     """Reduce: which documents go as duplicates. Only hashes, lengths and signatures are held, 0.6 kB a document.
 
-    Of equal or near documents the longest text stays; between equal lengths the first by source and path.
+    Of equal or near documents the one with the least text in a second script stays (a translation with untranslated paragraphs
+    goes before the original), then the longest, then the first by source and path.
     """
     columns = ["id", "source", "path", "hash", "signature", "stage", "figures"]
     rows = [row for part in parts for row in pq.read_table(part, columns=columns).to_pylist() if row["stage"] is None]
-    order = [(-dict(row["figures"])["min_words"], row["source"], row["path"], row["id"]) for row in rows]
+    order = [_rank(row) for row in rows]
     removed: dict[str, Drop] = {}
     firsts: dict[str, int] = {}
     for index in sorted(range(len(rows)), key=order.__getitem__):
@@ -117,11 +127,18 @@ def _duplicates(parts: list[Path], threshold: float) -> dict[str, Drop]:
     sketches = np.frombuffer(b"".join(rows[index]["signature"] for index in left), "<u4").reshape(-1, PERMUTATIONS)
     for found in near_duplicates(sketches, [order[index] for index in left], threshold):
         row, stays, link = rows[left[found.index]], rows[left[found.survivor]], rows[left[found.linked]]
-        detail = f"{stays['id']} ({stays['source']} {stays['path']}) stays: the longer text, or the first by path"
+        detail = f"{stays['id']} ({stays['source']} {stays['path']}) stays: purer language, longer text, or first by path"
         if found.linked != found.survivor:
             detail += f"; linked to it through {link['id']} ({found.linked_similarity:.2f})"
         removed[row["id"]] = Drop(NEAR, "minhash", found.similarity, threshold, detail)
     return removed
+
+
+def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The smallest of a cluster survives."""
+    figures = dict(row["figures"])
+    mixed = min(figures["cjk_share"], 1 - figures["cjk_share"])
+    return round(mixed, 2), -figures["min_words"], row["source"], row["path"], row["id"]
 
 
 __all__ = ["DOCUMENTS", "DROPPED", "STEPS", "part_of", "run"]

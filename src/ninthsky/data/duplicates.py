@@ -6,6 +6,7 @@ Shingles are five consecutive tokens; a token is a word, lower-cased, or one CJK
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from numba import njit
 Array = npt.NDArray[Any]
 
 BANDS, ROWS = 14, 8
+_MARKS = re.compile("[\u0300-\u036f]")
 PERMUTATIONS = BANDS * ROWS
 SHINGLE = 5
 _ALL_PAIRS = 32  # buckets up to this size are compared pair by pair, larger ones with their first member
@@ -39,8 +41,7 @@ def fold(text: str) -> bytes:
     """What shingles are taken from: compatibility forms and accents folded, lower case, UTF-8."""
     if not text.isascii():
         decomposed = unicodedata.normalize("NFKD", text)
-        text = "".join(c for c in decomposed if not unicodedata.combining(c)) if not decomposed.isascii() else decomposed
-        text = unicodedata.normalize("NFC", text)
+        text = unicodedata.normalize("NFC", _MARKS.sub("", decomposed))
     return text.lower().encode("utf-8", "replace")
 
 
@@ -69,8 +70,8 @@ def _mix(x):  # type: ignore[no-untyped-def]
 def _sketch(data, offsets, multipliers, addends, out):  # type: ignore[no-untyped-def]
     """Tokens, shingles and minima in one pass over the bytes.
 
-    Every operand is uint64: numba promotes uint32 with an int literal to float64 or int64 in silence, and that once biased every
-    estimate by +.22. tests/data/test_duplicates.py holds the estimate against exact Jaccard.
+    Every operand is uint64: numba promotes uint32 with an int literal to float64 or int64 in silence, and that once biased
+    every estimate by +.22. tests/data/test_duplicates.py holds the estimate against exact Jaccard.
     """
     permutations = len(multipliers)
     low = np.empty(permutations, np.uint64)
@@ -101,8 +102,12 @@ def _sketch(data, offsets, multipliers, addends, out):  # type: ignore[no-untype
                             value = (value << np.uint64(8)) | np.uint64(data[i + k])
                     if step == 3:
                         # U+2000-206F and U+3000-303F: punctuation. U+3040-9FFF and U+AC00-D7AF: CJK, one token each.
-                        punctuation = np.uint64(0xE28080) <= value <= np.uint64(0xE281AF) or np.uint64(0xE38080) <= value <= np.uint64(0xE380BF)
-                        single = np.uint64(0xE38180) <= value <= np.uint64(0xE9BFBF) or np.uint64(0xEAB080) <= value <= np.uint64(0xED9EAF)
+                        punctuation = np.uint64(0xE28080) <= value <= np.uint64(0xE281AF) or np.uint64(
+                            0xE38080
+                        ) <= value <= np.uint64(0xE380BF)
+                        single = np.uint64(0xE38180) <= value <= np.uint64(0xE9BFBF) or np.uint64(
+                            0xEAB080
+                        ) <= value <= np.uint64(0xED9EAF)
                         letter = not punctuation and not single
                     else:
                         letter = value != np.uint64(0xC2A0) and not np.uint64(0xC280) <= value <= np.uint64(0xC2BF)
@@ -201,5 +206,7 @@ def near_duplicates(signatures: Array, order: Sequence[tuple[Any, ...]], thresho
         for index in members:
             if index != survivor:
                 similarity, other = best[index]
-                found.append(Duplicate(index, survivor, jaccard(signatures[index], signatures[survivor]), -other - 1, similarity))
+                found.append(
+                    Duplicate(index, survivor, jaccard(signatures[index], signatures[survivor]), -other - 1, similarity)
+                )
     return sorted(found, key=lambda duplicate: duplicate.index)

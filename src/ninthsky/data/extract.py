@@ -12,7 +12,14 @@ from ninthsky.data.quality import Rule, judge, table
 from ninthsky.data.score import choose
 
 # The steps of the funnel, in order. Each drop names one of them.
-READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR = "reading", "extraction", "language", "quality", "exact duplicate", "near duplicate"
+READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR = (
+    "reading",
+    "extraction",
+    "language",
+    "quality",
+    "exact duplicate",
+    "near duplicate",
+)
 STEPS = (READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR)
 _UNREADABLE = 0.02  # share of characters that no encoding explains, at most
 
@@ -76,13 +83,19 @@ class Extractor:
         share = sum(len(block.text) for block in kept) / characters
         document.figures.update(kept_share=round(share, 6), kept_blocks=len(kept), best_score=float(scores.max()))
         if not kept:
-            return Drop(EXTRACTION, "no_article", float(scores.max()), 0, "no run of blocks scores as an article: the page is all shell")
+            return Drop(
+                EXTRACTION, "no_article", float(scores.max()), 0, "no run of blocks scores as an article: the page is all shell"
+            )
         document.language, cjk = detect(document.text)
         document.figures["cjk_share"] = round(cjk, 6)
         if document.language not in self.data.languages:
-            return Drop(LANGUAGE, "wanted_languages", 0, 1, f"language {document.language}; wanted: {', '.join(self.data.languages)}")
+            return Drop(
+                LANGUAGE, "wanted_languages", 0, 1, f"language {document.language}; wanted: {', '.join(self.data.languages)}"
+            )
         figures, broken = judge(document.text, document.language, self.rules)
         document.figures.update(figures)
         if broken is not None:
-            return Drop(QUALITY, broken.name, figures[broken.name], broken.threshold(document.language), f"rule of {broken.source}")
+            return Drop(
+                QUALITY, broken.name, figures[broken.name], broken.threshold(document.language), f"rule of {broken.source}"
+            )
         return None

@@ -18,13 +18,14 @@ from ninthsky.data.spam import PHONE, lures, name_list_share, place_share
 
 Array = npt.NDArray[Any]
 
-STOP_WORDS = frozenset(
-    "the be to of and a in that have i it for not on with he as you do at this but his by from they we say her she or an will my one"
-    " all would there their what so up out if about who get which go me when make can like no just him know take into your some could"
-    " them see other than then now its also after how our was were is are been has had".split()
-)
+_STOP_WORDS = """
+the be to of and a in that have i it for not on with he as you do at this but his by from they we say her she or an will my one
+all would there their what so up out if about who get which go me when make can like no just him know take into your some could
+them see other than then now its also after how our was were is are been has had
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 _STOP_CHARACTERS = "的了是在和有我他这不为也就都而及与着或一个没们你她它对从到把被让之其所以但因并等将还又很更最能会可要说"
-_TERMINAL = ".!?…。！？；;：:\"”’』」"
+_TERMINAL = '.!?…。！？；;：:"”’』」'
 _LONG_COMMA = ",，、;；"
 
 _LETTER, _UPPER, _DIGIT, _CJK, _SPACE, _STOP, _END, _COMMA, _OTHER = range(9)
@@ -43,14 +44,15 @@ for _text, _class in ((".!?…。！？", _END), (_LONG_COMMA, _COMMA), (_STOP_C
         _CLASSES[ord(_character)] = _class
 
 _BOILERPLATE = re.compile(
-    r"copyright|©|all rights reserved|cookie|privacy policy|terms of (?:use|service)|sign (?:up|in)|log ?in|subscribe|newsletter"
-    r"|read more|learn more|view all|see all|load more|click here|related (?:articles|posts|stories)|you (?:may|might) also|share (?:this|on)"
-    r"|follow us|add to cart|leave a (?:reply|comment)|skip to|back to top|advertisement|sponsored|filed under|posted (?:in|by)|next (?:post|page)"
-    r"|previous (?:post|page)"
+    "copyright|©|all rights reserved|cookie|privacy policy|terms of (?:use|service)|sign (?:up|in)|log ?in|subscribe|newsletter"
+    "|read more|learn more|view all|see all|load more|click here|related (?:articles|posts|stories)|you (?:may|might) also"
+    "|share (?:this|on)|follow us|add to cart|leave a (?:reply|comment)|skip to|back to top|advertisement|sponsored|filed under"
+    "|posted (?:in|by)|next (?:post|page)|previous (?:post|page)"
 )
 _BOILERPLATE_CJK = re.compile(
-    r"版权所有|备案|ICP|登录|注册|首页|上一[篇页条]|下一[篇页条]|返回|分享|收藏|打印|关闭|举报|评论|点击|阅读|浏览|来源|责任编辑"
-    r"|责编|编辑[:：]|推荐|相关|热[门点]|排行|更多|客服|联系我们|关于我们|关注|订阅|扫[码一描]|二维码|免责|声明|广告|更新时间|发布时间|导航|下载|客户端"
+    "版权所有|备案|ICP|登录|注册|首页|上一[篇页条]|下一[篇页条]|返回|分享|收藏|打印|关闭|举报|评论|点击|阅读|浏览|来源|责任编辑"
+    "|责编|编辑[:：]|推荐|相关|热[门点]|排行|更多|客服|联系我们|关于我们|关注|订阅|扫[码一描]|二维码|免责|声明|广告|更新时间"
+    "|发布时间|导航|下载|客户端"
 )
 _PAIR = re.compile(r"(?=([\u3400-\u9fff]{2}))")
 _SITE = re.compile(r"\s*[-|_–—·»]\s*")
@@ -59,15 +61,35 @@ HINT_NAMES = tuple(HINT_BITS)
 TAG_NAMES = tuple(TAG_BITS)
 _OWN_TAGS = ("p", "h1", "h2", "h3", "h4", "li", "td", "div", "pre", "span", "body", "section", "blockquote", "dd")
 
-BASE_NAMES = (
-    "units_log", "chars_log", "link_density", "links_log", "is_link", "end_density", "ends_sentence", "comma_density", "digit_share",
-    "upper_share", "cjk_share", "stop_share", "other_share", "word_length", "line", "repeated_text", "repeated_prefix", "boilerplate",
-    "lure", "phone", "place_share", "name_list_share", "title_overlap", "is_title", "position", "position_chars", "from_start_log",
-    "from_end_log", "after_h1", "prose",
-    "in_top", "top_relation", "parent_mass", "grand_mass", "parent_units_log", "parent_blocks_log", "parent_links", "grand_links",
-)  # fmt: skip
-PAGE_NAMES = ("page_units_log", "page_blocks_log", "page_links", "page_cjk", "page_prose_share", "page_top_share", "page_paragraphs_log")
-_SHIFTED = ("units_log", "link_density", "ends_sentence", "stop_share", "prose", "boilerplate", "lure", "repeated_text", "in_top", "place_share", "parent_mass")
+_BASE_NAMES = """
+units_log chars_log link_density links_log is_link end_density ends_sentence comma_density digit_share upper_share cjk_share
+stop_share other_share word_length line repeated_text repeated_prefix boilerplate lure phone place_share name_list_share
+title_overlap is_title position position_chars from_start_log from_end_log after_h1 prose
+in_top top_relation parent_mass grand_mass parent_units_log parent_blocks_log parent_links grand_links
+"""
+BASE_NAMES = tuple(_BASE_NAMES.split())
+PAGE_NAMES = (
+    "page_units_log",
+    "page_blocks_log",
+    "page_links",
+    "page_cjk",
+    "page_prose_share",
+    "page_top_share",
+    "page_paragraphs_log",
+)
+_SHIFTED = (
+    "units_log",
+    "link_density",
+    "ends_sentence",
+    "stop_share",
+    "prose",
+    "boilerplate",
+    "lure",
+    "repeated_text",
+    "in_top",
+    "place_share",
+    "parent_mass",
+)
 _SHIFTS = (-3, -2, -1, 1, 2, 3)
 NAMES = (
     *BASE_NAMES,
@@ -119,9 +141,13 @@ def features(page: Page) -> Array:
     link_density = np.array([block.link_chars for block in blocks]) / length
     links = np.array([block.links for block in blocks], np.float64)
     ends = np.array([text.rstrip()[-1:] in _TERMINAL for text in texts], np.float64)
-    english = np.array([_stop_words(text) if few < size else 0 for text, few, size in zip(texts, cjk, latin, strict=True)], np.float64)
+    english = np.array(
+        [_stop_words(text) if few < size else 0 for text, few, size in zip(texts, cjk, latin, strict=True)], np.float64
+    )
     stop = np.where(cjk > latin, table[:, _STOP] / np.maximum(cjk, 1), english / np.maximum(unit, 1))
-    prose = np.minimum(unit, 120.0) * (1 - np.minimum(link_density, 1)) * np.where(ends > 0, 1.0, 0.3) * np.minimum(stop * 5, 1.0)
+    prose = (
+        np.minimum(unit, 120.0) * (1 - np.minimum(link_density, 1)) * np.where(ends > 0, 1.0, 0.3) * np.minimum(stop * 5, 1.0)
+    )
 
     base = np.zeros((n, len(BASE_NAMES)))
 
@@ -154,7 +180,13 @@ def features(page: Page) -> Array:
     has_cjk, digits = (cjk > 0).tolist(), table[:, _DIGIT].tolist()
     put("boilerplate", [_per_hundred(_boilerplate, text, some) for text, some in zip(texts, has_cjk, strict=True)])
     put("lure", [_per_hundred(lures, text, some) for text, some in zip(texts, has_cjk, strict=True)])
-    put("phone", [min(len(PHONE.findall(text)), 3) if count > 4 and len(text) < 400 else 0 for text, count in zip(texts, digits, strict=True)])
+    put(
+        "phone",
+        [
+            min(len(PHONE.findall(text)), 3) if count > 4 and len(text) < 400 else 0
+            for text, count in zip(texts, digits, strict=True)
+        ],
+    )
     put("place_share", [place_share(text) if some else 0.0 for text, some in zip(texts, has_cjk, strict=True)])
     put("name_list_share", [name_list_share(text) for text in texts])
     put("title_overlap", overlap)
@@ -181,7 +213,9 @@ def features(page: Page) -> Array:
     padded = np.zeros((n + 6, len(_SHIFTED)))
     padded[3:-3] = base[:, _SHIFT_COLUMNS]
     shifted = [padded[3 + shift : 3 + shift + n] for shift in _SHIFTS]
-    shell = unit * np.minimum(link_density + np.minimum(base[:, _BASE_INDEX["lure"]] + base[:, _BASE_INDEX["place_share"]], 1), 1)
+    shell = unit * np.minimum(
+        link_density + np.minimum(base[:, _BASE_INDEX["lure"]] + base[:, _BASE_INDEX["place_share"]], 1), 1
+    )
     decayed = np.stack([_decay(prose), _decay(prose[::-1])[::-1], _decay(shell), _decay(shell[::-1])[::-1]], 1)
     parts = [base, own, hints, inside, np.broadcast_to(whole, (n, len(whole))), *shifted, np.log1p(decayed)]
     return np.concatenate(parts, axis=1).astype(np.float32)

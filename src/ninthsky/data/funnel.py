@@ -30,16 +30,32 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
     dropped_languages = Counter(_column(ctx, "dropped", "language"))
     words = sum(dict(figures)["min_words"] for figures in _column(ctx, "documents", "figures"))
     made = measure_made(ctx)
-    funnel = {"pages": pages, "documents": left, "words": round(words), "steps": steps, "languages": dict(sorted(languages.items())),
-              "dropped_languages": dict(sorted(dropped_languages.items())), "made": made}  # fmt: skip
+    funnel = {
+        "pages": pages,
+        "documents": left,
+        "words": round(words),
+        "steps": steps,
+        "languages": dict(sorted(languages.items())),
+        "dropped_languages": dict(sorted(dropped_languages.items())),
+        "made": made,
+    }
     with ctx.open("funnel.json") as file:
         file.write(json.dumps(funnel, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n")
-    ctx.summary(pages=pages, documents=left, words=round(words), languages=dict(sorted(languages.items())), **({"made": made} if made else {}))
+    ctx.summary(
+        pages=pages,
+        documents=left,
+        words=round(words),
+        languages=dict(sorted(languages.items())),
+        **({"made": made} if made else {}),
+    )
     ctx.table(
         "funnel",
         "Funnel: from pages to documents",
         ["step", "in", "dropped", "kept", "by rule"],
-        [[s["step"], s["in"], s["dropped"], s["kept"], ", ".join(f"{rule} {n}" for rule, n in s["by_rule"].items())] for s in steps],
+        [
+            [s["step"], s["in"], s["dropped"], s["kept"], ", ".join(f"{rule} {n}" for rule, n in s["by_rule"].items())]
+            for s in steps
+        ],
         note="n9 why doc-... tells for each page which rule, with which figure against which threshold.",
     )
     ctx.plot(
@@ -48,11 +64,12 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
         [{"type": "bar", "orientation": "h", "x": [pages, *(s["kept"] for s in steps)], "y": ["pages", *STEPS]}],
         {"yaxis": {"autorange": "reversed"}, "xaxis": {"title": {"text": "pages"}}},
     )
-    ctx.table("languages", "Documents by language", ["language", "kept", "dropped"],
-              [[name, languages[name], dropped_languages[name]] for name in sorted({*languages, *dropped_languages})])  # fmt: skip
-    rules = table(ctx.settings.data.quality)
+    names = sorted({*languages, *dropped_languages})
+    by_language = [[name, languages[name], dropped_languages[name]] for name in names]
+    ctx.table("languages", "Documents by language", ["language", "kept", "dropped"], by_language)
+    quality = table(ctx.settings.data.quality)
     ctx.table("rules", "Quality rules", ["rule", "bound", "English", "Chinese", "source"],
-              [[r.name, r.bound, r.english, r.chinese, r.source] for r in rules])  # fmt: skip
+              [[r.name, r.bound, r.english, r.chinese, r.source] for r in quality])  # fmt: skip
     if made:
         _made_report(ctx, made)
     ctx.limit("Quality rules are judged by what they drop, not yet by a model trained on the result (issue 5).")
@@ -75,7 +92,7 @@ def _made_report(ctx: StageContext, made: dict[str, Any]) -> None:
             ["articles in the corpus", f"{made['articles_kept']} of {made['articles']}", ""],
             ["shells dropped", f"{made['shells_dropped']} of {made['shells']}", f"0 of {made['shells']}"],
         ],
-        note="Means over pages of token precision, recall and F1 against the true article. Nothing was fitted or chosen on these pages.",
+        note="Means over pages of token precision, recall, F1 against the true article. Nothing was fitted or chosen on them.",
     )
     ctx.limit("The made pages are ours: spam that nobody here wrote may look different.")
 

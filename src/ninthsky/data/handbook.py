@@ -78,7 +78,9 @@ def fetch(folder: Path, say: Callable[[str], None]) -> Path:
         shutil.rmtree(lists, ignore_errors=True)
     present = sorted(folder.glob(f"{PACKAGE}_*.deb"))
     if not present:
-        raise _unavailable(error or "apt-get downloaded nothing", "run `apt-get update`, or name a folder of HTML in [data] sources")
+        raise _unavailable(
+            error or "apt-get downloaded nothing", "run `apt-get update`, or name a folder of HTML in [data] sources"
+        )
     return present[-1]
 
 
@@ -88,7 +90,13 @@ def _apt(apt: str, folder: Path, arguments: list[str]) -> str:
     command = [apt, "-q", "-o", "APT::Sandbox::User=root", *arguments]
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False, env={**os.environ, "LC_ALL": "C"}
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired:
         return f"apt-get gave no answer in {_SECONDS:.0f} s"
@@ -96,7 +104,9 @@ def _apt(apt: str, folder: Path, arguments: list[str]) -> str:
 
 
 def _unavailable(what: str, next: str) -> UserError:
-    return UserError("N9-DATA-001", f"the package {PACKAGE} could not be fetched: {what}", '[data] sources = ["debian-handbook"]', next)
+    return UserError(
+        "N9-DATA-001", f"the package {PACKAGE} could not be fetched: {what}", '[data] sources = ["debian-handbook"]', next
+    )
 
 
 def pages_of(package: Path) -> Iterator[tuple[str, bytes]]:

@@ -39,7 +39,9 @@ class Shell:
     def pick(self, kind: str, count: int) -> list[str]:
         """`count` different pieces of a kind (all, if it has fewer), each filled in."""
         self.turn += 1
-        order = sorted(self.pieces[kind], key=lambda piece: xxhash.xxh3_64_intdigest(f"{self.name}/{self.turn}/{piece}".encode()))
+        order = sorted(
+            self.pieces[kind], key=lambda piece: xxhash.xxh3_64_intdigest(f"{self.name}/{self.turn}/{piece}".encode())
+        )
         return [self.fill(piece) for piece in order[:count]]
 
     def fill(self, piece: str) -> str:
@@ -65,7 +67,13 @@ class Shell:
 
     def after(self) -> list[str]:
         """Lines that come after it."""
-        return [self.pieces["related_title"], *self.pick("related", 5), *self.pick("hotlines", 2), self.places(6), *self.pieces["foot"]]
+        return [
+            self.pieces["related_title"],
+            *self.pick("related", 5),
+            *self.pick("hotlines", 2),
+            self.places(6),
+            *self.pieces["foot"],
+        ]
 
 
 def _tags(tag: str, lines: list[str], attributes: str = "") -> str:
@@ -73,7 +81,9 @@ def _tags(tag: str, lines: list[str], attributes: str = "") -> str:
 
 
 def _links(lines: list[str]) -> str:
-    return "".join(f'<li><a href="/x/{index}.html">{html.escape(line, quote=False)}</a></li>' for index, line in enumerate(lines))
+    return "".join(
+        f'<li><a href="/x/{index}.html">{html.escape(line, quote=False)}</a></li>' for index, line in enumerate(lines)
+    )
 
 
 def _paragraphs(shell: Shell, article: list[str]) -> str:
@@ -86,7 +96,8 @@ def _soup(shell: Shell, article: list[str]) -> str:
     middle = "".join(f"<div><div>{_tags('div', [line])}</div></div>" for line in article)
     return (
         f"<div><div><ul>{_links(shell.pick('navigation', 10))}</ul></div><div>{_tags('div', shell.before())}</div>"
-        f"<div><ul>{_links(shell.pick('related', 8))}</ul></div><div>{middle}</div><div>{_tags('div', shell.after())}</div></div>"
+        f"<div><ul>{_links(shell.pick('related', 8))}</ul></div><div>{middle}</div>"
+        f"<div>{_tags('div', shell.after())}</div></div>"
     )
 
 
@@ -101,17 +112,21 @@ def _blog(shell: Shell, article: list[str]) -> str:
     middle = (len(article) + 1) // 2
     head = f"<h1>{html.escape(article[0])}</h1>" if article else f"<h1>{html.escape(shell.stem)}</h1>"
     return (
-        f'<div class="cookie-banner">{_tags("p", [shell.one("cookie")])}</div><nav><ul>{_links(shell.pick("navigation", 10))}</ul></nav>'
+        f'<div class="cookie-banner">{_tags("p", [shell.one("cookie")])}</div>'
+        f"<nav><ul>{_links(shell.pick('navigation', 10))}</ul></nav>"
         f"<section>{_tags('p', shell.before())}</section><article>{head}{_tags('p', article[1:middle])}"
         f"{_tags('p', [shell.one('inside'), shell.places(7)])}{_tags('p', article[middle:])}</article>"
-        f'<ul class="share">{_links(shell.pieces["share"])}</ul><div class="comments">{_tags("p", shell.pick("comments", 4))}</div>'
+        f'<ul class="share">{_links(shell.pieces["share"])}</ul>'
+        f'<div class="comments">{_tags("p", shell.pick("comments", 4))}</div>'
         f"<footer>{_tags('p', shell.after())}</footer>"
     )
 
 
 def _table(shell: Shell, article: list[str]) -> str:
     """A layout of tables, as pages had before style sheets; the article in one cell among seven."""
-    cells = "".join(f"<td><a href='/{index}'>{html.escape(name)}</a></td>" for index, name in enumerate(shell.pieces["navigation"]))
+    cells = "".join(
+        f"<td><a href='/{index}'>{html.escape(name)}</a></td>" for index, name in enumerate(shell.pieces["navigation"])
+    )
     return (
         f"<table><tr>{cells}</tr></table><table><tr><td width=120><ul>{_links(shell.pick('related', 8))}</ul></td>"
         f"<td><font size=3>{_tags('p', shell.before())}{_tags('p', article)}</font></td>"
@@ -126,8 +141,9 @@ def _scripts(shell: Shell, article: list[str]) -> str:
     return (
         f"<script>var state = {stuffed}; document.write('<div>' + state.hot[0] + '<\\/div>');</script>"
         f'<div style="display:none">{shell.one("hidden")} {shell.one("hidden")} {shell.one("hidden")}</div>'
-        f"<noscript>{_tags('p', shell.pick('hotlines', 2))}</noscript>{_tags('h2', shell.pick('lures', 3))}{_tags('div', shell.before())}"
-        f"<div id='w1'>{_tags('p', article)}</div><div id='w2'><h3>{shell.pieces['related_title']}</h3><ul>{_links(shell.pick('related', 8))}</ul></div>"
+        f"<noscript>{_tags('p', shell.pick('hotlines', 2))}</noscript>"
+        f"{_tags('h2', shell.pick('lures', 3))}{_tags('div', shell.before())}<div id='w1'>{_tags('p', article)}</div>"
+        f"<div id='w2'><h3>{shell.pieces['related_title']}</h3><ul>{_links(shell.pick('related', 8))}</ul></div>"
         f'<div id="consent">{_tags("p", [shell.one("cookie")])}</div>{_tags("div", shell.after())}'
     )
 
@@ -150,7 +166,8 @@ def made_pages() -> tuple[MadePage, ...]:
         body = _TEMPLATES[block["template"]](shell, article.splitlines())
         encoding = block["encoding"]
         page = (
-            f'<!DOCTYPE html>\n<html lang="{language}"><head><meta charset="{encoding}"><title>{html.escape(shell.stem)}</title>'
+            f'<!DOCTYPE html>\n<html lang="{language}"><head><meta charset="{encoding}">'
+            f"<title>{html.escape(shell.stem)}</title>"
             f'<meta name="generator" content="made for Ninthsky\'s demo"></head><body>\n{body}\n</body></html>\n'
         )
         pages.append(MadePage(name, language, article, encoding, page.encode(encoding, "xmlcharrefreplace")))

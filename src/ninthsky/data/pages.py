@@ -46,7 +46,9 @@ def run(ctx: StageContext) -> None:
     data = ctx.settings.data
     sources = [open_source(name, ctx.say) for name in dict.fromkeys(data.sources)]
     if not sources:
-        raise UserError("N9-DATA-001", "[data] sources is empty", "[data] sources", 'sources = ["made", "debian-handbook"], or a folder')
+        raise UserError(
+            "N9-DATA-001", "[data] sources is empty", "[data] sources", 'sources = ["made", "debian-handbook"], or a folder'
+        )
     made = sum(len(source.entries) for source in sources if source.made)
     left = max((data.max_pages or 10**12) - made, 0)
     plan: list[tuple[Source, list[Entry]]] = []
@@ -66,7 +68,15 @@ def run(ctx: StageContext) -> None:
         shard = 0
         for source, chosen in plan:
             for path, html in source.read([e.path for e in chosen]):
-                rows.append({"id": document_id(source.name, path), "source": source.name, "path": path, "html": html, "made": source.made})
+                rows.append(
+                    {
+                        "id": document_id(source.name, path),
+                        "source": source.name,
+                        "path": path,
+                        "html": html,
+                        "made": source.made,
+                    }
+                )
                 counts[source.name] += 1
                 size += len(html)
                 bar.advance()

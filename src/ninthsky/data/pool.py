@@ -1,7 +1,7 @@
-"""Maps shards over processes, and stops what spins: a page that runs past its time, or kills its process, is set aside alone.
+"""Maps shards over processes, and stops what spins: a page that overruns its time or kills its process is set aside alone.
 
-A signal cannot interrupt a parser that never returns to Python, so the watch is kept from outside: the worker says which page it
-is on, the parent measures the worker's processor time, kills it, and gives the shard to a fresh process that leaves the page out.
+A signal cannot interrupt a parser that never returns to Python, so the watch is kept from outside: the worker says which page
+it is on, the parent measures the worker's processor time, kills it, and gives the shard to a fresh process without that page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-_PATIENCE = 10.0  # a page may wait this many times its limit on the wall clock: the machine may be busy, the page is not spinning
+_PATIENCE = (
+    10.0  # a page may wait this many times its limit on the wall clock: the machine may be busy, the page is not spinning
+)
 _POLL = 0.05  # seconds
 
 # Called by the task before each page with its index in the shard, and with -1 when the shard is done.

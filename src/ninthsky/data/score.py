@@ -48,10 +48,15 @@ class Weights:
 @functools.cache
 def weights() -> Weights:
     """The shipped weights. Raises ValueError when they were fitted for other figures than this version computes."""
-    with resources.as_file(resources.files("ninthsky.data") / "weights.npz") as path, np.load(path, allow_pickle=False) as stored:
+    with (
+        resources.as_file(resources.files("ninthsky.data") / "weights.npz") as path,
+        np.load(path, allow_pickle=False) as stored,
+    ):
         if tuple(stored["names"].tolist()) != NAMES:
             raise ValueError("weights.npz was fitted for other block figures; run python -m ninthsky.data.fit again")
-        fields = {name: stored[name].astype(np.float64) for name in ("mean", "scale", "first", "first_bias", "second", "second_bias")}
+        fields = {
+            name: stored[name].astype(np.float64) for name in ("mean", "scale", "first", "first_bias", "second", "second_bias")
+        }
         return Weights(**fields, switch=float(stored["switch"]), bias=float(stored["bias"]))
 
 

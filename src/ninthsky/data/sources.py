@@ -70,10 +70,14 @@ def from_path(name: str) -> Source:
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _HTML and p.is_file())
         names = [p.relative_to(path).as_posix() for p in files]
         if not names:
-            raise UserError("N9-DATA-001", "the folder holds no HTML", str(path), f"files wanted: {', '.join('*' + e for e in _HTML)}")
+            raise UserError(
+                "N9-DATA-001", "the folder holds no HTML", str(path), f"files wanted: {', '.join('*' + e for e in _HTML)}"
+            )
         return Source(name, tuple(map(entry, names)), lambda chosen: ((p, (path / p).read_bytes()) for p in chosen))
     if not path.is_file():
-        raise UserError("N9-DATA-001", f"no such source of pages: {name}", str(path), "sources: made, debian-handbook, or a path")
+        raise UserError(
+            "N9-DATA-001", f"no such source of pages: {name}", str(path), "sources: made, debian-handbook, or a path"
+        )
     lower = path.name.lower()
     if lower.endswith((".warc", ".warc.gz")):
         return _stream(name, lambda: _warc(path))
@@ -81,7 +85,9 @@ def from_path(name: str) -> Source:
         return _stream(name, lambda: _parquet(path))
     if lower.endswith(_HTML):
         return Source(name, (Entry(path.name, path.name),), lambda chosen: ((p, path.read_bytes()) for p in chosen))
-    raise UserError("N9-DATA-001", "not a kind of file that holds pages", str(path), "kinds: .html .htm .warc .warc.gz .parquet")
+    raise UserError(
+        "N9-DATA-001", "not a kind of file that holds pages", str(path), "kinds: .html .htm .warc .warc.gz .parquet"
+    )
 
 
 def _stream(name: str, records: Callable[[], Iterator[tuple[str, bytes]]]) -> Source:
@@ -103,7 +109,7 @@ def _warc(path: Path) -> Iterator[tuple[str, bytes]]:
     seen: set[str] = set()
     with path.open("rb") as stream:
         for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
-            url = record.headers.get("WARC-Target-URI") or record.record_id
+            url = str(record.headers.get("WARC-Target-URI") or record.record_id)
             kind = (record.http_content_type or "") if record.http_headers else ""
             if url not in seen and ("html" in kind or not kind):
                 seen.add(url)

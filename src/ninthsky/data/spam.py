@@ -1,4 +1,4 @@
-"""What the lines of spam shells look like: lures, telephone numbers, lists of places. Shared by extraction and quality rules."""
+"""What lines of spam shells look like: lures, telephone numbers, lists of places. Used by extraction and quality rules."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 # Matched against lower-cased text: without a flag for case the engine skips to characters that can begin a match.
 LURE = re.compile(
-    r"hotline|toll[- ]?free|call (?:now|us|today)|24[/x]7|24 hours?|free (?:quote|download|trial)|click (?:here|now)|you won.t believe|secret"
-    r"|shocking|best deal|cheap|discount|near (?:me|you)|buy now|order now|watch (?:online|free)|full (?:hd|movie)|limited time"
+    "hotline|toll[- ]?free|call (?:now|us|today)|24[/x]7|24 hours?|free (?:quote|download|trial)|click (?:here|now)"
+    "|you won.t believe|secret|shocking|best deal|cheap|discount|near (?:me|you)|buy now|order now|watch (?:online|free)"
+    "|full (?:hd|movie)|limited time"
 )
 LURE_CJK = re.compile(
-    r"热线|咨询|24小时|点击|免费|秘密|揭秘|惊人|震惊|必看|高清|在线观看|最新|福利|真相|优惠|报修|维修|上门|服务(?:电话|中心)|官方|领取|立即|限时"
+    "热线|咨询|24小时|点击|免费|秘密|揭秘|惊人|震惊|必看|高清|在线观看|最新|福利|真相|优惠|报修|维修|上门|服务(?:电话|中心)"
+    "|官方|领取|立即|限时"
 )
-PHONE = re.compile(r"\+?\(?\d{3,4}\)?[-– .]\d{3,4}[-– .]?\d{3,4}|\b1-?8\d\d-|\b[48]00[-– ]?\d{3,4}|[:：]{1,2}\s?\d{5,}|\d{5,}\s?[(（]")
+PHONE = re.compile(
+    r"\+?\(?\d{3,4}\)?[-– .]\d{3,4}[-– .]?\d{3,4}|\b1-?8\d\d-|\b[48]00[-– ]?\d{3,4}|[:：]{1,2}\s?\d{5,}|\d{5,}\s?[(（]"
+)
 _PLACES = re.compile(r"[\u4e00-\u9fff]{1,14}?(?:省|市|区|县|州|旗|镇|乡|盟|街道)(?=[、，,;；|\s]|$)")
 _NAME_LIST = re.compile(r"(?:^|[,;|·•/])\s*[A-Z][\w.'’-]*(?:\s+(?:of|de|on|upon|[A-Z(][\w.'’)-]*)){0,3}\s*(?=[,;|·•/]|$)")
 

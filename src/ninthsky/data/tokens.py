@@ -1,4 +1,4 @@
-"""Stage `data.tokens`: a byte-level BPE trained on the corpus, and the corpus as token shards that the trainer addresses by number."""
+"""Stage `data.tokens`: a byte-level BPE trained on the corpus, and the corpus as token files addressed by position."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def held_out_groups(groups: list[str], share: float, seed: int) -> set[str]:
-    """Groups of aligned pages that are held out: in the order of a seeded hash, until they hold `share` of the documents.
+def held_out_groups(groups: list[str], languages: list[str], share: float, seed: int) -> set[str]:
+    """Groups of aligned pages that are held out: in the order of a seeded hash, until `share` of each language's documents is.
 
     The translations of a page go together, so that no held-out page has its translation, or the untranslated paragraphs that
-    zh-CN and zh-TW have in common with en, among the training text. At least one group stays on each side where there are two.
+    zh-CN and zh-TW have in common with en, among the training text. At least one group stays for training.
     """
-    sizes = Counter(groups)
-    order = sorted(sizes, key=lambda name: (xxhash.xxh3_64_intdigest(name.encode(), seed=seed), name))
-    wanted = math.ceil(share * len(groups))
+    members: dict[str, Counter[str]] = {}
+    for name, language in zip(groups, languages, strict=True):
+        members.setdefault(name, Counter())[language] += 1
+    order = sorted(members, key=lambda name: (xxhash.xxh3_64_intdigest(name.encode(), seed=seed), name))
+    missing = Counter({language: math.ceil(share * count) for language, count in Counter(languages).items()})
     chosen: set[str] = set()
-    count = 0
-    for name in order[: len(order) - 1]:
-        if count >= wanted:
-            break
-        chosen.add(name)
-        count += sizes[name]
+    for name in order:
+        if len(chosen) < len(order) - 1 and any(missing[language] > 0 for language in members[name]):
+            chosen.add(name)
+            missing.subtract(members[name])
     return chosen
 
 
 def run(ctx: StageContext) -> None:
-    """Writes tokens/tokenizer.json, train.bin, held_out.bin, index.json. Raises UserError N9-DATA-002 when the corpus is too small."""
+    """Writes tokenizer.json, train.bin, held_out.bin, index.json under tokens/. Raises UserError N9-DATA-002."""
     settings = ctx.settings
     vocab = settings.data.vocab or 1_024
     documents: list[dict[str, Any]] = []
@@ -69,12 +69,16 @@ def run(ctx: StageContext) -> None:
     groups = [group(document["source"], document["path"]) for document in documents]
     if len(set(groups)) < 2:
         raise UserError(
-            "N9-DATA-002", f"the corpus has {len(documents)} documents, too few to hold any out", str(ctx.inputs["data.corpus"] / "funnel.json"),
+            "N9-DATA-002",
+            f"the corpus has {len(documents)} documents, too few to hold any out",
+            str(ctx.inputs["data.corpus"] / "funnel.json"),
             "the funnel tells where pages were dropped; name more [data] sources or loosen [data.quality]",
-        )  # fmt: skip
-    out = held_out_groups(groups, settings.data.held_out, settings.seed)
+        )
+    out = held_out_groups(groups, [d["language"] for d in documents], settings.data.held_out, settings.seed)
     # A seeded order, so that a reader who goes from front to back meets the languages and sources mixed.
-    order = sorted(range(len(documents)), key=lambda i: xxhash.xxh3_64_intdigest(documents[i]["id"].encode(), seed=settings.seed))
+    order = sorted(
+        range(len(documents)), key=lambda i: xxhash.xxh3_64_intdigest(documents[i]["id"].encode(), seed=settings.seed)
+    )
     splits = {
         "train": [documents[i] for i in order if groups[i] not in out],
         "held_out": [documents[i] for i in order if groups[i] in out],
@@ -99,7 +103,12 @@ def run(ctx: StageContext) -> None:
     with ctx.open("tokens/index.json") as file:
         file.write(json.dumps(index, indent=1, sort_keys=True).encode() + b"\n")
     train, held = index["splits"]["train"], index["splits"]["held_out"]
-    ctx.summary(vocab=index["vocab"], train_tokens=train["tokens"], held_out_tokens=held["tokens"], bytes_per_token=index["bytes_per_token"])
+    ctx.summary(
+        vocab=index["vocab"],
+        train_tokens=train["tokens"],
+        held_out_tokens=held["tokens"],
+        bytes_per_token=index["bytes_per_token"],
+    )
     languages = sorted({*train["by_language"], *held["by_language"]})
     ctx.table(
         "tokens",
@@ -110,14 +119,18 @@ def run(ctx: StageContext) -> None:
     )
 
 
-def _write(ctx: StageContext, tokenizer: Tokenizer, split: str, documents: list[dict[str, Any]], width: str, bar: Any) -> dict[str, Any]:
+def _write(
+    ctx: StageContext, tokenizer: Tokenizer, split: str, documents: list[dict[str, Any]], width: str, bar: Any
+) -> dict[str, Any]:
     """One split as one file of token ids, little-endian, each document followed by `<eos>`."""
     name, total = f"{split}.bin", 0
     by_language: Counter[str] = Counter()
     with ctx.open(f"tokens/{name}", rows=len(documents)) as file:
         for start in range(0, len(documents), _BATCH):
             batch = documents[start : start + _BATCH]
-            for document, encoded in zip(batch, tokenizer.encode_batch([d["text"] for d in batch], add_special_tokens=False), strict=True):
+            for document, encoded in zip(
+                batch, tokenizer.encode_batch([d["text"] for d in batch], add_special_tokens=False), strict=True
+            ):
                 ids = np.array([*encoded.ids, EOS], dtype=f"<u{np.dtype(width).itemsize}")
                 file.write(ids.tobytes())
                 by_language[document["language"]] += len(ids)

@@ -178,9 +178,11 @@ class Agent:
                 if answered:
                     self._cards[process.pid].last.pop(answered, None)
                 self.lines.send(process, command.message)
-        elif isinstance(command, p.Kill):
+        elif isinstance(command, p.Dismiss):
             if (process := self._process(command.slot, command.pid)) is not None:
-                self.spawner.kill(process)
+                self._fence(process, self._cards[process.pid])
+                if command.kill:
+                    self.spawner.kill(process)
         elif isinstance(command, p.KeepOut):
             self.kept_out.add(command.slot)
         elif isinstance(command, p.Refused):
@@ -262,7 +264,7 @@ class Agent:
 
     def _from_rank(self, process: Process, message: m.ToAgent) -> None:
         card = self._cards.get(process.pid)
-        if card is None:
+        if card is None or isinstance(message, m.Hello):
             return
         generation = getattr(message, "generation", None)
         if card.fenced:

@@ -345,10 +345,14 @@ class Conductor:
         """Names a fault, decides, and acts if it may."""
         window = window or self.fleet.window(self._clock())
         fault = self.book.open(verdict, window, self._step(), self._wall())
-        remedy = climb(verdict, self.history, self.watch, fault.step, self._wall(), status)
+        remedy = climb(verdict, self.history, self.watch, fault.step, self._wall(), status, self._spares())
         if is_program_error(status):
             self.history.program_errors[fault.step] += 1
         self._apply(fault, remedy, window)
+
+    def _spares(self) -> int:
+        """Ready processes without a rank."""
+        return len(self._candidates()) - sum(not proc.out and (proc.host, proc.pid) in self.processes for proc in self.places)
 
     def _step(self) -> int:
         """The newest step under way."""
@@ -364,7 +368,7 @@ class Conductor:
             self.book.save(fault)
             self._fail(f"{fault.id}: {fault.evidence.subject}: {fault.evidence.verdict}; {remedy.text}")
             return
-        if not acts:
+        if not acts or remedy.rung == "bear":
             fault.state = "advised"
             self.book.save(fault)
             self._told.update((fault.cause, place) for place in ([window.place(rank) for rank in remedy.evict] or [""]))
@@ -511,6 +515,9 @@ class Conductor:
     def _settle(self) -> None:
         step = newest_whole_step(self._inventories, self.spec.world)
         self.resume_step = step
+        for proc in self.processes.values():
+            if proc.out:  # before its slot can be used again
+                self._send(proc.host, p.Dismiss(proc.slot, proc.pid, self.watch.kill_replaced))
         if len(self._candidates()) >= self.spec.world:
             self._form()
             return
@@ -556,10 +563,6 @@ class Conductor:
             by_host[proc.host].append(p.Place(proc.slot, proc.pid, assign, source, xxh3))
         for host, places in by_host.items():
             self._send(host, p.Form(self.generation, self.resume_step, places, peers))
-        if self.watch.kill_replaced:
-            for proc in self.processes.values():
-                if proc.out:
-                    self._send(proc.host, p.Kill(proc.slot, proc.pid, f"replaced in generation {self.generation}"))
         begun = max(self.fleet.step(), self.resume_step)
         now = self._wall()
         for fault in self.book.open_ones():

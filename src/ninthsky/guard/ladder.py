@@ -1,7 +1,8 @@
 """What is done about a verdict: the lowest rung that serves, within limits; above the last rung a person is paged.
 
 redo the step -> redo it with the data moved on by one rank -> skip the step (only where another card found the same)
--> rebuild the groups -> regroup with a prepared spare -> wait for a restarted process -> stop.
+-> bear with a slow card while no spare is ready -> rebuild the groups with the same cards
+-> regroup with a prepared spare -> wait for a restarted process -> stop.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from ninthsky.guard.judges import Verdict
 from ninthsky.guard.judges.nonfinite import Finding
 from ninthsky.guard.spec import Watch
 
-Rung = Literal["redo", "rotate", "skip", "rebuild", "regroup", "stop"]
+Rung = Literal["redo", "rotate", "skip", "bear", "rebuild", "regroup", "stop"]
 CARD_FAILURES = 2  # a card that failed so often is kept out
 REBUILDS = 3  # without a step in between
-GIVEN_UP = frozenset({3, 4, 5})  # statuses of a rank that was fenced, lost its agent, or could not be freed: no error of the program
+GIVEN_UP = frozenset(
+    {3, 4, 5}
+)  # statuses of a rank that was fenced, lost its agent, or could not be freed: no error of the program
 
 
 @dataclass
@@ -42,8 +45,8 @@ class Remedy:
     evict: tuple[int, ...] = ()
 
 
-def climb(verdict: Verdict, history: History, watch: Watch, step: int, now: float, status: int = 0) -> Remedy:
-    """The rung for everything but bad gradients. `status` is the exit status where a process ended."""
+def climb(verdict: Verdict, history: History, watch: Watch, step: int, now: float, status: int, spares: int) -> Remedy:
+    """The rung for everything but bad gradients. `status`: exit status where a process ended; `spares`: ready ones."""
     if verdict.cause == "mismatch":
         return Remedy("stop", "stopped: ranks of one program disagree about the next collective, which no other card mends")
     if is_program_error(status) and history.program_errors[step] >= 1:
@@ -52,6 +55,8 @@ def climb(verdict: Verdict, history: History, watch: Watch, step: int, now: floa
         if history.rebuilds >= REBUILDS:
             return Remedy("stop", f"stopped: {history.rebuilds} rebuilds without a step in between")
         return Remedy("rebuild", "groups rebuilt with the same cards: nobody is blamed")
+    if verdict.cause == "slow" and spares < len(verdict.ranks):
+        return Remedy("bear", "kept on: no spare is ready, and a slow card is better than none")
     evictions = history.evictions_last_hour(now) + len(verdict.ranks)
     if evictions > watch.max_evictions_per_hour and verdict.cause != "host":
         return Remedy("stop", f"stopped: {evictions} evictions within an hour, at most {watch.max_evictions_per_hour} allowed")

@@ -172,12 +172,12 @@ class ToSlot(_Message, frozen=True):
     message: ToRank
 
 
-class Kill(_Message, frozen=True):
-    """End a process that was replaced."""
+class Dismiss(_Message, frozen=True):
+    """A process was replaced: fence it, and end it where `kill`. Otherwise it ends when it hears that it is fenced."""
 
     slot: int
     pid: int
-    reason: str
+    kill: bool
 
 
 class KeepOut(_Message, frozen=True):
@@ -201,7 +201,7 @@ class Shutdown(_Message, frozen=True):
 
 Event = FromRank | Started | Exited | Inventory | PlaceFailed | Refusals
 ToController = Register | Report | Event
-Command = WhoAreYou | Prepare | Form | ToSlot | Kill | KeepOut | Refused | Shutdown
+Command = WhoAreYou | Prepare | Form | ToSlot | Dismiss | KeepOut | Refused | Shutdown
 
 
 class Numbered(msgspec.Struct, frozen=True):

@@ -190,7 +190,7 @@ class Rank:
         sample = (assign.rank + shift) % assign.world
         finite = self._inject(assign, step, attempt, sample)
         gradient = np.random.default_rng((self.plan.seed, sample, step)).standard_normal(WIDTH)
-        while time.perf_counter() - wall < self.plan.work_ms / 4_000 * self.slow:
+        while time.thread_time() - cpu < self.plan.work_ms / 4_000 * self.slow:
             pass
         time.sleep(self.plan.work_ms * 0.75 / 1_000)
         local_wall, local_cpu = (time.perf_counter() - wall) * 1e3, (time.thread_time() - cpu) * 1e3

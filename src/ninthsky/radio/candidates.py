@@ -1,9 +1,9 @@
-"""Which forecaster to trust, per group of series: each is scored on days that come before the reported ones."""
+"""Which forecaster to trust, per group of series: each day's is the one that was better in the week before."""
 
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import numpy as np
@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from ninthsky.radio.conformal import GROUPS, Conformal, calibrate
 from ninthsky.radio.fast import LEVELS
 from ninthsky.radio.kernels import Floats
-from ninthsky.radio.rolling import FastModel, Split, days_of, hour_mean, pinball, prepare
+from ninthsky.radio.rolling import FastModel, Pool, days_of, hour_mean, pinball
 
 FAST, BACKBONE, BOTH = "fast path", "transformer", "both, averaged"
+FORECASTERS = (FAST, BACKBONE, BOTH)
+CHOSEN = "chosen per group"
+WEEK = 7
+DAYS_WON = 6 / 7
 MEDIAN = int(np.flatnonzero(LEVELS == 0.5)[0])
 
 
@@ -22,19 +26,6 @@ class Backbone(Protocol):
     """A forecaster beside the fast path: root-load quantiles [n, 24, levels] of a day from the days before it."""
 
     def quantiles(self, roots: Floats, first_day: datetime.date, day: int) -> Floats: ...
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Series that are forecast alike: root loads [n, hours], groups (see `grouped`), date of hour 0."""
-
-    roots: Floats
-    group: NDArray[np.int64]
-    first_day: datetime.date
-
-    def rows(self, rows: NDArray[np.int64]) -> Pool:
-        """Some of the series."""
-        return Pool(self.roots[rows], self.group[rows], self.first_day)
 
 
 @dataclass(frozen=True)
@@ -68,7 +59,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Days:
-    """What the candidates say about some days: root-load quantiles [days, n, 24, levels], spread and truth [days, n, 24]."""
+    """What was said about some days: root-load quantiles [days, n, 24, levels] of both, spread and truth [days, n, 24]."""
 
     fast: Floats
     raw: Floats
@@ -78,6 +69,15 @@ class Days:
     def base(self, name: str) -> Floats:
         """The quantiles of BACKBONE or BOTH before their shift."""
         return self.raw if name == BACKBONE else (self.raw + self.fast) / np.float32(2)
+
+    def then(self, later: Days) -> Days:
+        """With later days after them; the last week is kept."""
+        pairs = ((getattr(self, part.name), getattr(later, part.name)) for part in fields(self))
+        return Days(*(np.concatenate(pair)[-WEEK:] for pair in pairs))
+
+    def shift(self, name: str, group: NDArray[np.int64], rows: NDArray[np.bool_] | slice = slice(None)) -> Conformal:
+        """The shift that would have made these days' quantiles hold."""
+        return calibrate(self.base(name)[:, rows], self.spread[:, rows], self.truth[:, rows], group[rows], by_hour=False)
 
 
 def look(pool: Pool, days: range, fast: FastModel, backbone: Backbone) -> Days:
@@ -91,51 +91,93 @@ def look(pool: Pool, days: range, fast: FastModel, backbone: Backbone) -> Days:
     )
 
 
-def choose(
-    pool: Pool, judged: Pool, split: Split, backbone: Backbone, seed: int
-) -> tuple[tuple[str, ...], list[list[float | str]], Days]:
-    """The best model of each group by weighted quantile loss on the days [choose, report).
+@dataclass(frozen=True)
+class Scores:
+    """Quantile losses [days, groups, forecasters] and loads [days, groups] of some days."""
 
-    `judged` is the part of `pool` that is scored. Shifts are taken from one half of it and scored on the other, both ways.
-    Returns the names per group, a table of scores, and what was seen, from which the shifts for later days are taken.
-    """
-    fast = prepare(pool.roots, split.choose, pool.group, seed, pool.first_day.weekday())
-    seen = look(judged, range(split.choose, split.report), fast, backbone)
-    halves = np.arange(len(judged.roots)) % 2
-    scored = {FAST: seen.fast}
+    loss: NDArray[np.float64]
+    load: NDArray[np.float64]
+
+    def then(self, later: Scores) -> Scores:
+        """With later days after them; the last week is kept."""
+        pairs = (self.loss, later.loss), (self.load, later.load)
+        return Scores(*(np.concatenate(pair)[-WEEK:] for pair in pairs))
+
+    def best(self) -> tuple[str, ...]:
+        """Each group's forecaster: the least loss, among the fast path and those that beat it on DAYS_WON of the days.
+
+        A day is what repeats: weather and fairs move all stations at once, so many stations are not much evidence.
+        """
+        names = []
+        for number in range(len(GROUPS)):
+            loss = self.loss[:, number]
+            able = [
+                index for index in range(len(FORECASTERS)) if index == 0 or (loss[:, index] < loss[:, 0]).mean() >= DAYS_WON
+            ]
+            names.append(FORECASTERS[min(able, key=lambda index: float(loss[:, index].sum()))])
+        return tuple(names)
+
+    def wql(self) -> NDArray[np.float64]:
+        """Weighted quantile loss [groups, forecasters]; NaN for a group without load."""
+        load = self.load.sum(axis=0)[:, None]
+        return np.where(load > 0, 2 * self.loss.sum(axis=0) / np.where(load > 0, load, 1), np.nan)
+
+
+def score(truth: Floats, said: dict[str, Floats], group: NDArray[np.int64]) -> Scores:
+    """Scores of load quantiles [days, n, 24, levels] against root loads [days, n, 24]."""
+    known = truth >= 0
+    load = np.where(known, truth, 0) ** 2
+    member = (group[:, None] == np.arange(len(GROUPS))).astype(np.float64)
+    losses = [np.where(known, pinball(load, said[name]), 0).sum(axis=2) @ member for name in FORECASTERS]
+    return Scores(np.stack(losses, axis=-1), load.sum(axis=2) @ member)
+
+
+def first_scores(seen: Days, group: NDArray[np.int64]) -> Scores:
+    """Scores of the first week, whose shifts come from half of the series and are scored on the other, both ways."""
+    halves = np.arange(len(group)) % 2
+    said = {FAST: seen.fast**2}
     for name in (BACKBONE, BOTH):
         base = seen.base(name)
         moved = np.empty_like(base)
         for half in (0, 1):
-            own, other = halves == half, halves != half
-            shift = calibrate(base[:, other], seen.spread[:, other], seen.truth[:, other], judged.group[other])
+            own = halves == half
+            shift = seen.shift(name, group, ~own)
             for day in range(len(base)):
-                moved[day, own] = shift.apply(base[day, own], seen.spread[day, own], judged.group[own])
-        scored[name] = moved
-    known = seen.truth >= 0
-    load = np.where(known, seen.truth, 0) ** 2
-    loss = {name: np.where(known, pinball(load, quantiles**2), 0) for name, quantiles in scored.items()}
-    names: list[str] = []
-    table: list[list[float | str]] = []
-    everywhere = {name: float(values.sum()) for name, values in loss.items()}
-    for number, title in enumerate(GROUPS):
-        members = judged.group == number
-        total = float(load[:, members].sum())
-        if not members.any() or total <= 0:
-            names.append(min(everywhere, key=lambda name: everywhere[name]))
-            continue
-        wql = {name: 2 * float(values[:, members].sum()) / total for name, values in loss.items()}
-        names.append(min(wql, key=lambda name: wql[name]))
-        table.append([title, int(members.sum()), *(wql[name] for name in (FAST, BACKBONE, BOTH)), names[-1]])
-    return tuple(names), table, seen
+                moved[day, own] = shift.apply(base[day, own], seen.spread[day, own], group[own])
+        said[name] = moved**2
+    return score(seen.truth, said, group)
 
 
-def decide(
-    pool: Pool, until: int, seed: int, names: tuple[str, ...], backbone: Backbone | None, seen: Days | None, judged: Pool
-) -> Chosen:
-    """A model that knows the days before `until`: the fast path fitted anew, the shifts from days already seen."""
-    fast = prepare(pool.roots, until, pool.group, seed, pool.first_day.weekday())
-    if backbone is None or seen is None:
-        return Chosen(fast)
-    shifts = {name: calibrate(seen.base(name), seen.spread, seen.truth, judged.group) for name in (BACKBONE, BOTH)}
-    return Chosen(fast, backbone, shifts, names)
+@dataclass(frozen=True)
+class Rolled:
+    """What was said about the reported days, and what they taught for the day after.
+
+    `said` holds load quantiles [days, n, 24, levels] of every forecaster and of the one CHOSEN for each group and day.
+    """
+
+    said: dict[str, Floats]
+    seen: Days
+    scores: Scores
+
+
+def roll(judged: Pool, days: range, fast: FastModel, backbone: Backbone, seen: Days) -> Rolled:
+    """Every forecaster on some days. Shifts and the choice per group are made anew each day from the week before it.
+
+    `seen` is the week before the first of the days.
+    """
+    scores = first_scores(seen, judged.group)
+    said: dict[str, list[Floats]] = {name: [] for name in (CHOSEN, *FORECASTERS)}
+    for day in days:
+        one = look(judged, range(day, day + 1), fast, backbone)
+        today = {FAST: one.fast[0] ** 2}
+        for name in (BACKBONE, BOTH):
+            shift = seen.shift(name, judged.group)
+            today[name] = shift.apply(one.base(name)[0], one.spread[0], judged.group) ** 2
+        chosen = today[FAST].copy()
+        for number, name in enumerate(scores.best()):
+            chosen[judged.group == number] = today[name][judged.group == number]
+        for name, quantiles in {CHOSEN: chosen, **today}.items():
+            said[name].append(quantiles)
+        seen = seen.then(one)
+        scores = scores.then(score(one.truth, {name: quantiles[None] for name, quantiles in today.items()}, judged.group))
+    return Rolled({name: np.stack(parts) for name, parts in said.items()}, seen, scores)

@@ -57,27 +57,30 @@ def groups_of(roots: Floats, until: int, first_day: datetime.date) -> NDArray[np
     return group.astype(np.int64)
 
 
-def calibrate(base: Floats, spread: Floats, truth: Floats, group: NDArray[np.int64]) -> Conformal:
-    """Shifts from past days: `base` [days, n, 24] or [days, n, 24, levels], `spread` and `truth` [days, n, 24], truth -1 unknown."""
+def calibrate(base: Floats, spread: Floats, truth: Floats, group: NDArray[np.int64], by_hour: bool = True) -> Conformal:
+    """Shifts from past days: `base` [days, n, 24] or [days, n, 24, levels], `spread` and `truth` [days, n, 24], -1 unknown.
+
+    `by_hour` ranks each hour by itself and its neighbours; else a group's hours are ranked together.
+    """
     base = base if base.ndim == 4 else base[..., None]
     known = truth >= 0
+    score = (truth[..., None] - base) / spread[..., None]
+    hours = (
+        [[(hour + k) % 24 for k in range(-NEIGHBOURS, NEIGHBOURS + 1)] for hour in range(24)] if by_hour else [list(range(24))]
+    )
     table = np.zeros((len(GROUPS), 24, len(LEVELS)), np.float32)
-    for number in (-1, *range(len(GROUPS))):  # -1: all, the stand-in for small groups
-        members = np.ones(len(group), bool) if number < 0 else group == number
-        if number >= 0 and members.sum() < MIN_GROUP:
-            continue
-        for hour in range(24):
-            near = [(hour + k) % 24 for k in range(-NEIGHBOURS, NEIGHBOURS + 1)]
-            seen = known[:, members][:, :, near]
-            if not seen.any():
-                continue
-            width = spread[:, members][:, :, near]
-            gap = (truth[:, members][:, :, near][..., None] - base[:, members][:, :, near]) / width[..., None]
-            shift = _ranks(gap[seen])
-            if number < 0:
-                table[:, hour] = shift
-            else:
-                table[number, hour] = shift
+
+    def fill(rows: NDArray[np.int64], members: NDArray[np.bool_]) -> None:
+        own_score, own_known = score[:, members], known[:, members]
+        for hour, near in enumerate(hours):
+            seen = own_known[:, :, near]
+            if seen.any():
+                table[rows, hour if by_hour else slice(None)] = _ranks(own_score[:, :, near][seen])
+
+    fill(np.arange(len(GROUPS)), np.ones(len(group), bool))
+    for number in range(len(GROUPS)):
+        if (members := group == number).sum() >= MIN_GROUP:
+            fill(np.array([number]), members)
     return Conformal(table)
 
 

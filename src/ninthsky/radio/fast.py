@@ -43,7 +43,7 @@ class Ridge:
 
 def square_table() -> Floats:
     """Load of each code, as a share of the cell's scale."""
-    table = (np.arange(256, dtype=np.float32) / store.TOP) ** 2
+    table: Floats = np.square(np.arange(256, dtype=np.float32) / np.float32(store.TOP))
     table[store.MISSING] = -1
     return table
 

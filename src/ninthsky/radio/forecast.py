@@ -15,21 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ninthsky.radio import store
-from ninthsky.radio.candidates import BACKBONE, BOTH, FAST, Chosen, Days, Pool, choose, decide, look
+from ninthsky.radio.accuracy import Q90, report
+from ninthsky.radio.candidates import BACKBONE, BOTH, CHOSEN, FAST, Chosen, Days, Scores, look, roll
 from ninthsky.radio.conformal import GROUPS, at_level, groups_of
 from ninthsky.radio.fast import LEVELS, cell_roots, site_roots
 from ninthsky.radio.kernels import Floats
-from ninthsky.radio.rolling import (
-    Split,
-    accuracy,
-    coverage,
-    days_of,
-    deciles,
-    hour_mean,
-    naive_error,
-    seasonal_naive,
-    split_days,
-)
+from ninthsky.radio.rolling import Pool, Split, prepare, split_days
 from ninthsky.run.stage import StageContext
 
 if TYPE_CHECKING:
@@ -39,7 +30,6 @@ SAMPLE_STATIONS = 1500  # that weights and ranks are learnt from
 JUDGED_STATIONS = 800  # that forecasters and plans are held against
 JUDGED_CELLS = 400
 FIRST_PART = 0.4  # of the transformer's steps come before the choosing days, the rest before the reported ones
-Q90 = int(np.flatnonzero(LEVELS == 0.9)[0])
 
 
 @dataclass(frozen=True)
@@ -59,25 +49,21 @@ def run(ctx: StageContext) -> None:
     seed, radio = ctx.settings.seed, ctx.settings.radio
     sample = draw(shards, seed)
     split = split_days(sample.counters.days)
-    backbone = _learner(ctx, sample, split)
-    names: tuple[str, ...] = (FAST,) * len(GROUPS)
-    scores: list[list[Any]] = []
-    seen: Days | None = None
-    if backbone is not None:
-        # Each part of the training ends before the days that it is then judged on.
-        steps = int(ctx.fixed("steps", lambda: radio.steps or backbone.steps_within(radio.budget or 20.0)))
-        first = max(1, int(steps * FIRST_PART))
-        with ctx.progress("transformer", total=steps, unit="steps") as bar:
-            backbone.learn(split.choose, first, bar, ctx.out / "work" / "choose")
-            names, scores, seen = choose(sample.pool, sample.judged, split, backbone, seed)
-            losses = backbone.learn(split.report, max(1, steps - first), bar, ctx.out / "work" / "report")
-        loss = float(np.mean(losses[-20:]))
-        ctx.summary(transformer_steps=steps, transformer_weights=backbone.parameters(), transformer_loss=loss)
-    reported = decide(sample.pool, split.report, seed, names, backbone, seen, sample.judged)
-    quantiles = _report(ctx, sample, split, reported, scores)
-    _write_backtest(ctx, sample, split, quantiles)
-    seen = _seen_again(sample.judged, split, reported)
-    tomorrow = decide(sample.pool, split.days, seed, names, backbone, seen, sample.judged)
+    fast = prepare(sample.pool, split.report, seed)
+    days = range(split.report, split.days)
+    learner = _learner(ctx, sample, split)
+    scores: Scores | None = None
+    if learner is None:
+        quantiles = np.stack([fast.quantiles(sample.judged.roots, day, sample.judged.group) ** 2 for day in days])
+        said = {CHOSEN: quantiles, FAST: quantiles}
+        tomorrow = Chosen(prepare(sample.pool, split.days, seed))
+    else:
+        rolled = roll(sample.judged, days, fast, learner, _train(ctx, sample, split, learner))
+        said, scores = rolled.said, rolled.scores
+        shifts = {name: rolled.seen.shift(name, sample.judged.group) for name in (BACKBONE, BOTH)}
+        tomorrow = Chosen(prepare(sample.pool, split.days, seed), learner, shifts, scores.best())
+    report(ctx, sample, split, fast, said, scores)
+    _write_backtest(ctx, sample, split, said[CHOSEN])
     date = sample.counters.first_day + datetime.timedelta(days=split.days)
     with ctx.progress("shards forecast", total=len(shards), unit="shards") as bar:
         for number, path in enumerate(shards):
@@ -140,104 +126,19 @@ def _learner(ctx: StageContext, sample: Sample, split: Split) -> Learner | None:
     return Learner(export, sample.pool.roots, sample.pool.first_day, ctx.settings.seed)
 
 
-def _report(ctx: StageContext, sample: Sample, split: Split, model: Chosen, scores: list[list[Any]]) -> Floats:
-    """Accuracy and coverage on the reported days; returns the chosen quantiles of the judged series [days, n, 24, levels]."""
-    days = range(split.report, split.days)
-    judged = sample.judged
-    chosen = np.stack([model.quantiles(judged, day) for day in days])
-    alone = Chosen(model.fast)
-    fast = chosen if model.backbone is None else np.stack([alone.quantiles(judged, day) for day in days])
-    roots = days_of(judged.roots, days)
-    truth = np.where(roots >= 0, roots**2, np.nan).astype(np.float32)
-    scale = np.stack([naive_error(judged.roots, day) for day in days])
-    methods: dict[str, tuple[Floats, Floats | None]] = {
-        "chosen per group": (np.stack([model.point(judged, day, q) for day, q in zip(days, chosen, strict=True)]), chosen),
-        "fast path": (np.stack([alone.point(judged, day, q) for day, q in zip(days, fast, strict=True)]), fast),
-    }
-    if model.backbone is not None:
-        every = Chosen(model.fast, model.backbone, model.shifts, (BACKBONE,) * len(GROUPS))
-        other = np.stack([every.quantiles(judged, day) for day in days])
-        methods["transformer"] = (other[..., 4], other)
-    methods["hour-of-day mean"] = (np.stack([hour_mean(judged.roots, day) for day in days]), None)
-    methods["same hour a week ago"] = (np.stack([seasonal_naive(judged.roots, day) for day in days]), None)
-    rows = []
-    for kind, part in (("stations", slice(0, sample.sites)), ("cells", slice(sample.sites, None))):
-        for name, (point, quantiles) in methods.items():
-            figures = accuracy(
-                truth[:, part], point[:, part], scale[:, part], None if quantiles is None else quantiles[:, part]
-            )
-            covered = None if quantiles is None else coverage(truth[:, part], quantiles[:, part, :, Q90])
-            rows.append(
-                [
-                    kind,
-                    name,
-                    f"{figures.wape:.1%}",
-                    f"{figures.mase:.3f}",
-                    "" if figures.wql is None else f"{figures.wql:.1%}",
-                    "" if covered is None else f"{covered:.1%}",
-                ]
-            )
-            if kind == "stations" and name in {"chosen per group", "hour-of-day mean"}:
-                key = "chosen" if name == "chosen per group" else "hour_mean"
-                ctx.summary(**{f"wape_{key}": figures.wape, f"mase_{key}": figures.mase})
-    made = " Synthetic stations." if sample.counters.made else ""
-    ctx.table(
-        "radio-accuracy",
-        "Day-ahead accuracy on days that nothing was chosen or fitted on",
-        ["series", "method", "WAPE", "MASE", "WQL", "truth at or under q90"],
-        rows,
-        f"{len(days)} days, {sample.sites} stations and {len(judged.roots) - sample.sites} cells drawn at random.{made}",
-    )
-    if scores:
-        ctx.table(
-            "radio-choice",
-            "Which forecaster each group takes",
-            ["group", "series", *(f"WQL {name}" for name in (FAST, BACKBONE, BOTH)), "chosen"],
-            [[row[0], row[1], *(f"{value:.2%}" for value in row[2:5]), row[5]] for row in scores],
-            f"By the quantile loss of days {split.choose + 1} to {split.report}; reported are days {split.report + 1} to {split.days}.",
-        )
-    _coverage_plot(ctx, truth, chosen, model, judged, days)
-    ctx.summary(
-        coverage_q90=coverage(truth, chosen[..., Q90]), history="long enough" if model.fast.ridge.ridge else "under 14 days"
-    )
-    if not model.fast.ridge.ridge:
-        ctx.say("under 14 days of history: the hour-of-day mean, which nothing beats there", "yellow")
-    return chosen
-
-
-def _coverage_plot(ctx: StageContext, truth: Floats, chosen: Floats, model: Chosen, judged: Pool, days: range) -> None:
-    by_load = coverage(truth, chosen[..., Q90], deciles(chosen[..., 4]))
-    # Fixed beforehand: deciles chosen after the fact would make a perfect forecaster look badly calibrated.
-    spread = model.fast.ridge.predict(judged.roots, days[0])[1].mean(axis=1)
-    by_cell = coverage(truth, chosen[..., Q90], np.broadcast_to(deciles(spread)[None, :, None], truth.shape))
-    tens = [str(number) for number in range(1, 11)]
-    ctx.plot(
-        "radio-coverage",
-        "Truth at or under the 90 % quantile",
-        [
-            {"type": "scatter", "mode": "lines+markers", "name": "by forecast load", "x": tens, "y": _plain(by_load)},
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": "by earlier error of the series",
-                "x": tens,
-                "y": _plain(by_cell),
-            },
-            {"type": "scatter", "mode": "lines", "name": "promised", "x": tens, "y": [0.9] * 10, "line": {"dash": "dot"}},
-        ],
-        {"xaxis": {"title": {"text": "decile, 1 lowest"}}, "yaxis": {"title": {"text": "share covered"}, "range": [0.7, 1.0]}},
-        "Deciles are fixed before the reported days.",
-    )
-
-
-def _plain(values: list[float] | float) -> list[float | None]:
-    listed = values if isinstance(values, list) else [values]
-    return [round(value, 4) if np.isfinite(value) else None for value in listed]
-
-
-def _seen_again(judged: Pool, split: Split, model: Chosen) -> Days | None:
-    """The reported days become the days that tomorrow's shifts are taken from."""
-    return None if model.backbone is None else look(judged, range(split.report, split.days), model.fast, model.backbone)
+def _train(ctx: StageContext, sample: Sample, split: Split, learner: Learner) -> Days:
+    """Trains in two parts, each of which ends before the days that it is judged on; returns what was said about the first week."""
+    radio = ctx.settings.radio
+    steps = int(ctx.fixed("steps", lambda: radio.steps or learner.steps_within(radio.budget or 20.0)))
+    first = max(1, int(steps * FIRST_PART))
+    with ctx.progress("transformer", total=steps, unit="steps") as bar:
+        learner.learn(split.choose, first, bar, ctx.out / "work" / "choose")
+        earlier = prepare(sample.pool, split.choose, ctx.settings.seed)
+        seen = look(sample.judged, range(split.choose, split.report), earlier, learner)
+        losses = learner.learn(split.report, max(1, steps - first), bar, ctx.out / "work" / "report")
+    loss = float(np.mean(losses[-20:]))
+    ctx.summary(transformer_steps=steps, transformer_weights=learner.parameters(), transformer_loss=loss)
+    return seen
 
 
 def _write_backtest(ctx: StageContext, sample: Sample, split: Split, quantiles: Floats) -> None:

@@ -153,7 +153,9 @@ def design(z: Any, targets: Any, first_weekday: int) -> Any:
 
 
 @compiled
-def _predict(z: Any, day: int, first_weekday: int, weights: Any, mean: Any, residual: Any, rest: Any, features: Any, out: Any) -> None:
+def _predict(
+    z: Any, day: int, first_weekday: int, weights: Any, mean: Any, residual: Any, rest: Any, features: Any, out: Any
+) -> None:
     """Median of the root load in each hour of `day`."""
     days = _history(z, day, mean, residual, rest)
     _features(residual, rest, days, (first_weekday + day) % 7, features)

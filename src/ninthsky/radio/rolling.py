@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,19 @@ def split_days(days: int) -> Split:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Series that are forecast together: root loads [n, hours], -1 unknown; group of each; date of hour 0."""
+
+    roots: Floats
+    group: NDArray[np.int64]
+    first_day: datetime.date
+
+    def rows(self, rows: NDArray[np.int64]) -> Pool:
+        """Some of the series."""
+        return Pool(self.roots[rows], self.group[rows], self.first_day)
+
+
+@dataclass(frozen=True)
 class FastModel:
     """Ridge and ranks that know the days before `until` only; good for days from there on."""
 
@@ -45,17 +59,17 @@ class FastModel:
         return self.conformal.apply(*self.ridge.predict(roots, day), group)
 
 
-def prepare(roots: Floats, until: int, group: NDArray[np.int64], seed: int, first_weekday: int) -> FastModel:
+def prepare(pool: Pool, until: int, seed: int) -> FastModel:
     """Fits on target days before `until` and ranks the errors of up to ten rolling origins before it."""
-    ridge = fit(roots, until, seed, first_weekday)
+    ridge = fit(pool.roots, until, seed, pool.first_day.weekday())
     shortest = min(MIN_HISTORY, max(until - 3, 8)) if ridge.ridge else min(2, until - 1)
     origins = range(max(shortest, until - CALIBRATION_DAYS), until)
-    rows = np.arange(len(roots))
-    if len(roots) > SAMPLE:
-        rows = np.sort(np.random.default_rng((seed, until, 1)).choice(len(roots), SAMPLE, replace=False))
-    sample = roots[rows]
-    median, spread = (np.stack(part) for part in zip(*(ridge.predict(sample, day) for day in origins), strict=True))
-    return FastModel(ridge, calibrate(median, spread, days_of(sample, origins), group[rows]))
+    sample = pool
+    if len(pool.roots) > SAMPLE:
+        rng = np.random.default_rng((seed, until, 1))
+        sample = pool.rows(np.sort(rng.choice(len(pool.roots), SAMPLE, replace=False)))
+    median, spread = (np.stack(part) for part in zip(*(ridge.predict(sample.roots, day) for day in origins), strict=True))
+    return FastModel(ridge, calibrate(median, spread, days_of(sample.roots, origins), sample.group))
 
 
 def days_of(roots: Floats, days: Sequence[int]) -> Floats:
@@ -129,14 +143,12 @@ def pinball(truth: Floats, quantiles: Floats) -> Floats:
     return np.maximum(levels * gap, (levels - 1) * gap).mean(axis=-1)
 
 
-def coverage(truth: Floats, upper: Floats, deciles: NDArray[np.int64] | None = None) -> list[float] | float:
-    """Share of known truth at or under `upper`: over all, or in each decile (an index 0-9 of the same shape)."""
+def coverage(truth: Floats, upper: Floats, parts: NDArray[np.int64] | None = None) -> list[float]:
+    """Share of known truth at or under `upper`: of all as a list of one, or of each decile (`parts`: 0-9, same shape)."""
     known = np.isfinite(truth)
     under = truth <= upper
-    if deciles is None:
-        return float(under[known].mean())
-    parts = [known & (deciles == number) for number in range(10)]
-    return [float(under[part].mean()) if part.any() else float("nan") for part in parts]
+    chosen = [known] if parts is None else [known & (parts == number) for number in range(10)]
+    return [float(under[part].mean()) if part.any() else float("nan") for part in chosen]
 
 
 def deciles(values: NDArray[Any]) -> NDArray[np.int64]:

@@ -1,8 +1,12 @@
-"""The pretrained decoder as a forecaster: days as patches -> its own blocks -> a quantile head that cannot cross. Radio's only torch.
+"""The pretrained decoder as a forecaster: days as patches -> its blocks -> quantiles that cannot cross. Radio's only torch.
 
-A series of n days becomes a token for its hour-of-day profile, CONTEXT tokens of one day each (24 residuals from that profile and
-which of them are known), and a token that asks for the day after. The answer is the profile plus, in units of the series' mean
-absolute residual, a median and softplus steps up and down from it.
+A series becomes a token for its habits (hour-of-day profile, and how days of the asked-for kind, weekend or not, differ from it),
+a token for each of the last seven days (24 residuals from the profile, and which of them are known), and a token that asks for the
+day after. The answer is the profile plus, in units of the series' mean absolute residual, a median and softplus steps up and down
+from it. The median also has a linear path from the same hour's residuals, so that the blocks need only learn what is not linear.
+
+It is told no date and no weekday, and reads one week day by day, never an unfinished one. Young histories hold few different days,
+each with its own weather that all stations share: a network that can tell which day it is learns those by heart.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from ninthsky.run.progress import Progress
 from ninthsky.train.device import device
 from ninthsky.train.loop import Recipe, Trainer, fit, measure_steps
 
-CONTEXT = 14  # days that the blocks read
+CONTEXT = 7  # days that the blocks read one by one
 LEAST = 8  # days of history that a training target has behind it
 BATCH = 64  # (series, day) pairs per step
 CHUNK = 1024  # series per forward pass when forecasting
@@ -38,9 +42,8 @@ LARGEST = 8.0  # residuals are cut there: a burst must not drown a day
 class Batch:
     """(series, day) pairs as the network reads them."""
 
-    patches: Tensor  # [B, CONTEXT, 48]
-    weekdays: Tensor  # [B, CONTEXT + 1], of the patches and of the day asked for
-    profile: Tensor  # [B, 25]: hour-of-day mean over its level, log of level over unit
+    patches: Tensor  # [B, CONTEXT, 48]: residuals in units, known or not
+    habits: Tensor  # [B, 49]: hour-of-day mean over its level, residual of the day's kind in units, log of level over unit
     truth: Tensor  # [B, 24] in units from the profile
     known: Tensor  # [B, 24]
 
@@ -54,31 +57,40 @@ class Windows:
         zero = np.zeros((len(roots), 1, 24), np.float32)
         self.sums = np.concatenate([zero, np.cumsum(self.values * self.known, axis=1, dtype=np.float32)], axis=1)
         self.counts = np.concatenate([zero, np.cumsum(self.known, axis=1, dtype=np.float32)], axis=1)
-        self.weekday = first_day.weekday()
         self.days = days.shape[1]
+        # One day more than there is, for the day after.
+        self.weekend = (first_day.weekday() + np.arange(self.days + 1)) % 7 >= 5
+        free = self.weekend[:-1, None]
+        self.free_sums = np.concatenate([zero, np.cumsum(self.values * self.known * free, axis=1, dtype=np.float32)], axis=1)
+        self.free_counts = np.concatenate([zero, np.cumsum(self.known & free, axis=1, dtype=np.float32)], axis=1)
 
     def cut(self, series: NDArray[np.int64], day: NDArray[np.int64]) -> tuple[Batch, Floats, Floats]:
         """The batch, and each pair's profile [B, 24] and unit [B]. `day` may be the one after the last."""
         old = np.maximum(day - HISTORY, 0)
         total = self.sums[series, day] - self.sums[series, old]
         count = self.counts[series, day] - self.counts[series, old]
+        kind = self.weekend[day][:, None]
+        free_total = self.free_sums[series, day] - self.free_sums[series, old]
+        free_count = self.free_counts[series, day] - self.free_counts[series, old]
+        kind_total = np.where(kind, free_total, total - free_total)
+        kind_count = np.where(kind, free_count, count - free_count)
         level = total.sum(1) / np.maximum(count.sum(1), 1)
         profile = np.where(count > 0, total / np.maximum(count, 1), level[:, None])
         at = day[:, None] + np.arange(-CONTEXT, 0)[None]
         known = self.known[series[:, None], np.maximum(at, 0)] & (at >= 0)[:, :, None]
         gap = np.where(known, self.values[series[:, None], np.maximum(at, 0)] - profile[:, None], 0)
         unit = np.abs(gap).sum((1, 2)) / np.maximum(known.sum((1, 2)), 1) + 0.01 * level + 1e-4
+        habit = np.where(kind_count > 0, kind_total / np.maximum(kind_count, 1) - profile, 0) / unit[:, None]
         patches = np.concatenate([np.clip(gap / unit[:, None, None], -LARGEST, LARGEST), known], axis=2)
         target = np.minimum(day, self.days - 1)
         seen = self.known[series, target] & (day < self.days)[:, None]
         truth = np.where(seen, (self.values[series, target] - profile) / unit[:, None], 0)
-        shape = np.concatenate([profile / (level[:, None] + 1e-4), np.log((level + 1e-4) / unit)[:, None]], axis=1)
-        weekdays = (self.weekday + day[:, None] + np.arange(-CONTEXT, 1)[None]) % 7
+        ratio = np.log((level + 1e-4) / unit)[:, None]
+        habits = np.concatenate([profile / (level[:, None] + 1e-4), np.clip(habit, -LARGEST, LARGEST), ratio], axis=1)
         on = device()
         batch = Batch(
             torch.from_numpy(patches.astype(np.float32)).to(on),
-            torch.from_numpy(weekdays).to(on),
-            torch.from_numpy(shape.astype(np.float32)).to(on),
+            torch.from_numpy(habits.astype(np.float32)).to(on),
             torch.from_numpy(truth.astype(np.float32)).to(on),
             torch.from_numpy(seen).to(on),
         )
@@ -98,11 +110,11 @@ class Forecaster(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.patch = nn.Linear(48, dim)
-            self.profile = nn.Linear(25, dim)
-            self.weekday = nn.Embedding(7, dim)
+            self.habits = nn.Linear(49, dim)
             self.ask = nn.Parameter(torch.randn(dim) * 0.1)
             self.quantiles = nn.Linear(dim, 24 * len(LEVELS))
-        nn.init.normal_(self.weekday.weight, std=0.1)
+        # Per hour: how far the days before, and days of the same kind, are followed.
+        self.linear = nn.Parameter(torch.cat([torch.zeros(CONTEXT, 24), torch.full((1, 24), 0.7)]))
         nn.init.zeros_(self.quantiles.weight)
         nn.init.constant_(self.quantiles.bias, -1.0)
         with torch.no_grad():
@@ -110,14 +122,13 @@ class Forecaster(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Quantiles [B, 24, levels] in units from the profile, rising with the level."""
-        weekday = self.weekday(batch.weekdays)
-        days = self.patch(batch.patches) + weekday[:, :-1]
-        first = self.profile(batch.profile)[:, None]
-        last = (self.ask + weekday[:, -1])[:, None]
-        tokens = torch.cat([first, days, last], dim=1)
+        first = self.habits(batch.habits)[:, None]
+        last = self.ask.expand(len(first), 1, -1)
+        tokens = torch.cat([first, self.patch(batch.patches), last], dim=1)
         hidden = self.blocks(embeddings=tokens, prefix=tokens.shape[1])[:, -1]
         raw = self.quantiles(hidden).float().view(-1, 24, len(LEVELS))
-        middle = raw[..., MEDIAN : MEDIAN + 1]
+        same_hour = torch.cat([batch.patches[..., :24], batch.habits[:, None, 24:48]], dim=1)
+        middle = raw[..., MEDIAN : MEDIAN + 1] + (self.linear * same_hour).sum(1)[..., None]
         steps = F.softplus(raw)
         up = middle + steps[..., MEDIAN + 1 :].cumsum(-1)
         down = middle - steps[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
@@ -140,7 +151,7 @@ class Learner:
         self.model = Forecaster(load(export), seed)
         self.windows = Windows(roots, first_day)
         self.seed = seed
-        self.recipe = Recipe(lr=2e-3, weight_decay=0.01)
+        self.recipe = Recipe(lr=1e-3, weight_decay=0.1)
 
     def batch_at(self, until: int, step: int) -> Batch:
         """Targets before day `until`; a pure function of the step: pairs are drawn from (seed, until, step)."""

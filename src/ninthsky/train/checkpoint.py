@@ -52,11 +52,18 @@ class Restored:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def save(trainer: Trainer, folder: Path, may_commit: Callable[[], bool] = lambda: True, keep: int = 2) -> Saved:
+def save(
+    trainer: Trainer,
+    folder: Path,
+    may_commit: Callable[[], bool] = lambda: True,
+    keep: int = 2,
+    notes: dict[str, bytes] | None = None,
+) -> Saved:
     """Writes `folder/step-N`, N the number of finished steps (collective). A failure is told, never raised.
 
     Every rank checks its own state to be finite; files are checksummed, the seal is written last, and `may_commit` is asked
     on rank 0 before the checkpoint becomes visible: a stale generation says no. Older ones go only after that, but for `keep`.
+    `notes` are rank 0's files that belong to this very state, sealed with it.
     """
     step, rank = trainer.step, dist.get_rank() if trainer.distributed else 0
     final = folder / f"step-{step}"
@@ -68,12 +75,11 @@ def save(trainer: Trainer, folder: Path, may_commit: Callable[[], bool] = lambda
     if rank == 0:
         problem = _attempt(lambda: _empty(partial))
     if not (problem := _first(trainer, problem)):
-        writer = FileSystemWriter(partial, sync_files=True)
-        problem = _attempt(
-            lambda: dcp_save(trainer.distributed_state(), storage_writer=writer, no_dist=not trainer.distributed)
-        )
+        problem = _attempt(lambda: _write(trainer, partial))
     if not (problem := _first(trainer, problem)) and rank == 0:
-        problem = _attempt(lambda: _seal(partial, step)) or ("" if may_commit() else "this generation may no longer commit")
+        problem = _attempt(lambda: _seal(partial, step, notes or {})) or (
+            "" if may_commit() else "this generation may no longer commit"
+        )
         if not problem:
             problem = _attempt(lambda: _publish(partial, final))
     problem = _first(trainer, problem)
@@ -90,6 +96,7 @@ def restore(trainer: Trainer, folder: Path) -> Restored:
     """Loads the newest good checkpoint of `folder` into the trainer, whatever mesh wrote it (collective).
 
     Bad ones are refused with the reason and the one before is tried; with none left the trainer stays as it was built.
+    Raises UserError N9-TRN-003 where a checkpoint is whole and does not fit: another model's.
     """
     chosen: list[Any] = [None, {}]
     if not trainer.distributed or dist.get_rank() == 0:
@@ -100,7 +107,8 @@ def restore(trainer: Trainer, folder: Path) -> Restored:
     if path is None:
         return Restored(trainer.step, None, refused)
     state = trainer.distributed_state()
-    _load(state, path, alone=not trainer.distributed)
+    if problem := _attempt(lambda: _load(state, path, alone=not trainer.distributed)):
+        raise UserError("N9-TRN-003", f"{path.name}: {problem}", str(path), "it is of another model: take another folder")
     trainer.step = int(state["step"])
     return Restored(trainer.step, path, refused)
 
@@ -204,7 +212,9 @@ def _empty(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _seal(partial: Path, step: int) -> None:
+def _seal(partial: Path, step: int, notes: dict[str, bytes]) -> None:
+    for name, content in notes.items():
+        (partial / name).write_bytes(content)
     files = {path.name: {"size": path.stat().st_size, "xxh3": _digest(path)} for path in sorted(partial.iterdir())}
     seal = {"format": FORMAT, "step": step, "files": files, "xxh3": xxhash.xxh3_128_hexdigest(_canonical(files, step))}
     with (partial / SEAL).open("w") as file:

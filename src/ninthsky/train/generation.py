@@ -7,6 +7,7 @@ import socket
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ninthsky.guard.probe.group import BACKEND, Probe
 from ninthsky.guard.probe.line import Line
@@ -17,23 +18,23 @@ STORE_SECONDS = 30.0
 COLLECTIVE_SECONDS = 1800.0
 
 
-def serve_store(assign: Assign, line: Line) -> dist.TCPStore:
+def serve_store(assign: Assign, line: Line) -> TCPStore:
     """Opens this generation's store on the address that the rank was given, and nowhere else, and tells its port."""
     with socket.socket(socket.AF_INET6 if ":" in assign.bind else socket.AF_INET) as listening:
         listening.bind((assign.bind, 0))
         listening.listen(max(128, assign.world))
         port = listening.getsockname()[1]
-        store = dist.TCPStore(assign.bind, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach(),
+        store = TCPStore(assign.bind, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach(),
                               timeout=timedelta(seconds=STORE_SECONDS))
     line.send(StoreServing(assign.generation, port))
     return store
 
 
-def form(assign: Assign, where: Rendezvous, store: dist.TCPStore | None) -> None:
+def form(assign: Assign, where: Rendezvous, store: TCPStore | None) -> None:
     """Joins the generation's default process group. Raises RuntimeError when a peer does not come or the sockets are cut."""
     if store is None:
-        store = dist.TCPStore(where.address, where.port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
-    dist.init_process_group(BACKEND, store=dist.PrefixStore(f"generation-{assign.generation}", store), rank=assign.rank,
+        store = TCPStore(where.address, where.port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+    dist.init_process_group(BACKEND, store=PrefixStore(f"generation-{assign.generation}", store), rank=assign.rank,
                             world_size=assign.world, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
 
 

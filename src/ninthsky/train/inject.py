@@ -38,12 +38,12 @@ class Injector:
     def due(self, step: int, attempt: int, *kinds: str) -> Fault | None:
         """The fault of one of these kinds that strikes this rank now. Marked as having struck, and announced."""
         for fault in self.faults:
-            if (fault.kind in kinds and (fault.rank, fault.step, fault.attempt) == (self.rank, step, attempt)
-                    and self._mark(fault)):
-                append_line(self.events, {"time": time.time(), "kind": "inject", "injected": True, "fault": fault.kind,
-                                          "number": fault.number, "rank": fault.rank, "step": step, "attempt": attempt,
-                                          "pid": os.getpid()})
-                return fault
+            if fault.kind in kinds and (fault.rank, fault.step, fault.attempt) == (self.rank, step, attempt):
+                now = time.time()
+                if self._mark(fault, now):
+                    append_line(self.events, {"time": now, "kind": "inject", "injected": True, "fault": fault.kind, "rank": fault.rank,
+                                              "step": step, "attempt": attempt, "pid": os.getpid()})
+                    return fault
         return None
 
     def strike(self, step: int, attempt: int) -> None:
@@ -62,9 +62,26 @@ class Injector:
         while time.thread_time() < end:
             pass
 
-    def _mark(self, fault: Fault) -> bool:
+    def _mark(self, fault: Fault, now: float) -> bool:
         try:
-            os.close(os.open(self.folder / f"struck-{fault.number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            with _marker(self.folder, fault).open("xb") as file:
+                file.write(msgspec.json.encode(Struck(fault, now)))
         except FileExistsError:
             return False
         return True
+
+
+class Struck(msgspec.Struct, frozen=True):
+    """A fault that struck, and when (Unix seconds)."""
+
+    fault: Fault
+    time: float
+
+
+def struck(folder: Path) -> list[Struck]:
+    """The faults that have struck in the life of the run in this folder, in order of their numbers."""
+    return [msgspec.json.decode(path.read_bytes(), type=Struck) for path in sorted(folder.glob("struck-*"))]
+
+
+def _marker(folder: Path, fault: Fault) -> Path:
+    return folder / f"struck-{fault.number:03d}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,9 @@ from ninthsky.train.recipe import Precision, Recipe, faster_precision, measure_s
 from ninthsky.train.trainer import Gate, Loss, StepFigures, Trainer
 
 __all__ = ["Gate", "History", "Precision", "Recipe", "StepFigures", "Trainer", "faster_precision", "fit", "measure_steps"]
+
+
+HISTORY = "history.jsonl"  # beside the state of each checkpoint
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ def fit(
     done: list[StepFigures] = []
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.restore(trainer, folder)
-        done = _read_history(folder / "history.jsonl", trainer.step)
+        restored = checkpoint.restore(trainer, folder)
+        if restored.path is not None:
+            lines = (restored.path / HISTORY).read_text("utf-8").splitlines()
+            done = [StepFigures(**json.loads(line)) for line in lines]
     resumed = trainer.step
     if progress is not None and resumed:
         progress.advance(resumed)
@@ -73,20 +77,9 @@ def fit(
         if progress is not None:
             progress.advance(1, loss=done[-1].loss)
         if folder is not None and (trainer.step % checkpoint_every == 0 or trainer.step == steps):
-            _write_history(folder / "history.jsonl", done)
-            checkpoint.save(trainer, folder)
+            lines = [json.dumps(asdict(figures)) + "\n" for figures in done]
+            saved = checkpoint.save(trainer, folder, notes={HISTORY: "".join(lines).encode()})
+            if saved.problem and progress is not None:
+                progress.note(f"checkpoint of step {saved.step} was not kept: {saved.problem}")
     model.eval()
     return History(tuple(done), trainer.digest(), resumed)
-
-
-def _read_history(path: Path, upto: int) -> list[StepFigures]:
-    if not path.exists():
-        return []
-    return [StepFigures(**json.loads(line)) for line in path.read_text("utf-8").splitlines()][:upto]
-
-
-def _write_history(path: Path, steps: list[StepFigures]) -> None:
-    """Whole and at once, before the checkpoint that counts on it."""
-    partial = path.with_suffix(".part")
-    partial.write_text("".join(json.dumps(asdict(figures)) + "\n" for figures in steps), "utf-8")
-    os.replace(partial, path)

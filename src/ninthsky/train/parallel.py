@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from ninthsky.errors import UserError
 from ninthsky.model.decoder import Decoder
 from ninthsky.model.experts import Experts
+from ninthsky.train.collectives import reduce_scatter
 from ninthsky.train.mesh import Mesh
 
 # Dense weights are gathered and reduced together up to this size: below it a collective costs its latency, not its bytes.
@@ -35,6 +36,7 @@ class Piece:
     mesh: DeviceMesh | None = None  # None: the whole weight
     placements: tuple[Placement, ...] = ()
     shape: tuple[int, ...] = ()  # of the whole weight
+    repeated: dist.ProcessGroup | None = None  # ranks over which FSDP2 does not sum the gradient and the trainer has to
 
     @property
     def replicas(self) -> int:
@@ -77,7 +79,8 @@ class _WatchedReduceScatter(ReduceScatter):
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> dist.Work | None:
         self.inspect([input_tensor])
-        return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        work: dist.Work | None = reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        return work
 
 
 def apply_mesh(root: nn.Module, mesh: Mesh | None, device: torch.device, inspect: Inspect) -> list[Piece]:
@@ -94,27 +97,43 @@ def apply_mesh(root: nn.Module, mesh: Mesh | None, device: torch.device, inspect
     for _, module in experts:
         mesh.check(module.experts, dist.get_world_size())
     by_expert = _spread_experts(experts, mesh, device, inspect) if mesh.ep > 1 else {}
-    dense = _device_mesh(device, {"replicate": mesh.dp_replicate, "shard": mesh.dp_shard}, keep="shard")
-    unsharded = {piece.parameter for piece in by_expert.values() if not isinstance(piece.parameter, DTensor)}
-    for unit in (*_layer_units(root), [root]):
-        fully_shard(unit, mesh=dense, reshard_after_forward=False, ignored_params=unsharded)
-        _sum_only(unit[0], inspect)
+    dense = _device_mesh(device, {"replicate": mesh.dp_replicate, "shard": mesh.dp_shard})
+    if mesh.dp_shard > 1:
+        spread = {piece.parameter for piece in by_expert.values() if not isinstance(piece.parameter, DTensor)}
+        for unit in (*_layer_units(root), [root]):
+            fully_shard(unit, mesh=dense, reshard_after_forward=False, ignored_params=spread)
+            _sum_only(unit[0], inspect)
     pieces = []
     for name, parameter in root.named_parameters():
         if name in by_expert:
             pieces.append(by_expert[name])
-        else:
-            assert isinstance(parameter, DTensor)
+        elif isinstance(parameter, DTensor):
             local, places = _local(parameter), tuple(parameter.placements)
             pieces.append(Piece(name, parameter, local, parameter.device_mesh, places, tuple(parameter.shape)))
+        else:
+            shape, group = tuple(parameter.shape), dense.get_group("replicate")
+            pieces.append(Piece(name, parameter, parameter.data, dense, (Replicate(),), shape, group))
     return pieces
+
+
+def sum_repeated(pieces: Sequence[Piece]) -> None:
+    """Sums over ranks the gradients of pieces that are repeated and not sharded: one all-reduce for each group (collective)."""
+    groups: dict[dist.ProcessGroup, list[Tensor]] = {}
+    for piece in pieces:
+        if piece.repeated is not None and piece.parameter.grad is not None:
+            groups.setdefault(piece.repeated, []).append(piece.parameter.grad)
+    for group, gradients in groups.items():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat, group=group)
+        for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _spread_experts(experts: list[tuple[str, Experts]], mesh: Mesh, device: torch.device, inspect: Inspect) -> dict[str, Piece]:
     """Leaves each rank its slice of the experts, and shards that over the ranks that hold the same slice."""
     repeated, sharded, ep = mesh.expert_cut()
     cut = {"expert_replicate": repeated, "expert_shard": sharded, "ep": ep}
-    device_mesh = _device_mesh(device, cut, keep="expert_shard" if repeated * sharded > 1 else "ep")
+    device_mesh = _device_mesh(device, cut)
     place, group = device_mesh.get_local_rank("ep"), device_mesh.get_group("ep")
     shapes = {}
     for name, module in experts:
@@ -131,7 +150,7 @@ def _spread_experts(experts: list[tuple[str, Experts]], mesh: Mesh, device: torc
                     "choose a larger ep, or dp_replicate in place of dp_shard",
                 )
         module.group = group
-    if repeated * sharded > 1:
+    if sharded > 1:
         names = ("expert_replicate", "expert_shard") if repeated > 1 else ("expert_shard",)
         for unit in _units([module for _, module in experts]):
             fully_shard(unit, mesh=device_mesh[names], reshard_after_forward=False, shard_placement_fn=lambda _: Shard(1))
@@ -143,7 +162,8 @@ def _spread_experts(experts: list[tuple[str, Experts]], mesh: Mesh, device: torc
     for name, module in experts:
         for part, parameter in module.named_parameters():
             full = f"{name}.{part}"
-            pieces[full] = Piece(full, parameter, _local(parameter), device_mesh, where, shapes[full])
+            alone = device_mesh.get_group("expert_replicate") if repeated > 1 and sharded == 1 else None
+            pieces[full] = Piece(full, parameter, _local(parameter), device_mesh, where, shapes[full], alone)
     return pieces
 
 
@@ -153,9 +173,9 @@ def _local(parameter: nn.Parameter) -> Tensor:
     return held.to_local() if isinstance(held, DTensor) else held
 
 
-def _device_mesh(device: torch.device, cut: dict[str, int], keep: str) -> DeviceMesh:
-    """A mesh without dimensions of size 1, each of which would cost a process group; `keep` stays."""
-    kept = {name: size for name, size in cut.items() if size > 1 or name == keep}
+def _device_mesh(device: torch.device, cut: dict[str, int]) -> DeviceMesh:
+    """A mesh without dimensions of size 1, each of which would cost a process group."""
+    kept = {name: size for name, size in cut.items() if size > 1}
     return init_device_mesh(device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
 
 

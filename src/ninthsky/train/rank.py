@@ -9,15 +9,14 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from ninthsky.guard.probe.group import BACKEND, Probe, gloo, register
 from ninthsky.guard.probe.line import Interrupted, Line
@@ -105,7 +104,7 @@ class Rank:
     def _prepare(self) -> None:
         """One whole step on a throw-away mesh, so that everything that is slow the first time has been done."""
         world = self.job.mesh.ranks
-        dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=world)
+        dist.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=world)
         trainer = self._build(restoring=False)
         trainer.local_gradients(self.cursor.read(0, 0, world))
         gates = trainer.gather(trainer.gate_values())

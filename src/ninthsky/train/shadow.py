@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 
 class _Done(dist.Work):
@@ -27,53 +28,55 @@ class MirrorGroup(dist.ProcessGroup):
     """Each peer is a copy of this rank. Knows the collectives that a training step of ours is made of."""
 
     def __init__(self, rank: int, size: int) -> None:
-        super().__init__(rank, size)
-        self._place, self._peers = rank, size
+        super().__init__(rank, size)  # type: ignore[call-arg]
+        self.place, self.peers = rank, size
 
     def _set_group_name(self, name: str) -> None:
         """The wrapping group hands its name on; nothing here needs one."""
 
-    def allreduce(self, tensors: Sequence[Tensor], *_: Any) -> dist.Work:
-        for tensor in tensors:
-            tensor.mul_(self._peers)
-        return _Done()
 
-    def broadcast(self, tensors: Sequence[Tensor], *_: Any) -> dist.Work:
-        return _Done()
-
-    def barrier(self, *_: Any) -> dist.Work:
-        return _Done()
-
-    def all_gather_single(self, output: Tensor, input: Tensor, *_: Any) -> dist.Work:
-        output.view(self._peers, -1).copy_(input.view(1, -1).expand(self._peers, -1))
-        return _Done()
-
-    def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], *_: Any) -> dist.Work:
-        for copies, tensor in zip(outputs, inputs, strict=True):
-            for copy in copies:
-                copy.copy_(tensor)
-        return _Done()
-
-    def reduce_scatter_single(self, output: Tensor, input: Tensor, *_: Any) -> dist.Work:
-        torch.mul(input.view(self._peers, -1)[self._place], self._peers, out=output.view(-1))
-        return _Done()
-
-    def all_to_all_single(self, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], *_: Any) -> dist.Work:
-        own = input.split(input_sizes)[self._place] if input_sizes else input.chunk(self._peers)[self._place]
-        places = output.split(output_sizes) if output_sizes else output.chunk(self._peers)
-        # A real peer would send as much as was agreed; a mirror sends what it has, and nothing where that is too short.
-        for place in places:
-            count = min(len(place), len(own))
-            place[:count].copy_(own[:count])
-            place[count:].zero_()
-        return _Done()
-
-    # The names that torch 2.11 calls.
-    _allgather_base = all_gather_single
-    _reduce_scatter_base = reduce_scatter_single
-    alltoall_base = all_to_all_single
+def _all_reduce(group: MirrorGroup, tensors: Sequence[Tensor], *_: Any) -> dist.Work:
+    for tensor in tensors:
+        tensor.mul_(group.peers)
+    return _Done()
 
 
-def mirror(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
+def _nothing(group: MirrorGroup, *_: Any) -> dist.Work:
+    return _Done()
+
+
+def _all_gather(group: MirrorGroup, output: Tensor, input: Tensor, *_: Any) -> dist.Work:
+    output.view(group.peers, -1).copy_(input.view(1, -1).expand(group.peers, -1))
+    return _Done()
+
+
+def _reduce_scatter(group: MirrorGroup, output: Tensor, input: Tensor, *_: Any) -> dist.Work:
+    torch.mul(input.view(group.peers, -1)[group.place], group.peers, out=output.view(-1))
+    return _Done()
+
+
+def _all_to_all(group: MirrorGroup, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], *_: Any) -> dist.Work:
+    own = input.split(input_sizes)[group.place] if input_sizes else input.chunk(group.peers)[group.place]
+    # A real peer would send as much as was agreed; a mirror sends what it has, and nothing where that is too short.
+    for place in output.split(output_sizes) if output_sizes else output.chunk(group.peers):
+        count = min(len(place), len(own))
+        place[:count].copy_(own[:count])
+        place[count:].zero_()
+    return _Done()
+
+
+# Under the names of torch 2.11 and of 2.13.
+for _names, _method in (
+    (("allreduce",), _all_reduce),
+    (("broadcast", "barrier"), _nothing),
+    (("_allgather_base", "all_gather_single"), _all_gather),
+    (("_reduce_scatter_base", "reduce_scatter_single"), _reduce_scatter),
+    (("alltoall_base", "all_to_all_single"), _all_to_all),
+):
+    for _name in _names:
+        setattr(MirrorGroup, _name, _method)
+
+
+def mirror(store: Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
     """The `inner` of a probe while it practises."""
     return MirrorGroup(rank, size)

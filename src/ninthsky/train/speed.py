@@ -41,6 +41,7 @@ def measure(job: Path, folder: Path) -> dict[str, dict[str, float]]:
 def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import FileStore
 
     from ninthsky.guard.probe.group import BACKEND, Probe, gloo, register
     from ninthsky.guard.probe.record import RecordWriter
@@ -56,7 +57,7 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     job, where = load_job(path), device()
     ranks = job.mesh.ranks
     register(Probe(RecordWriter(folder / f"record-{rank}"), gloo("127.0.0.1")), where.type)
-    dist.init_process_group(BACKEND, store=dist.FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks,
+    dist.init_process_group(BACKEND, store=FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks,
                             timeout=timedelta(seconds=300))
     cursor = Cursor(TokenFile.open(Path(job.tokens), "train").tokens, job.sequence, job.batch, job.seed)
     found: dict[str, dict[str, float]] = {"seconds": {}, "cpu_seconds": {}}

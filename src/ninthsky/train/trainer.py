@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor
 
 from ninthsky.model.decoder import Decoder
 from ninthsky.model.experts import Router
+from ninthsky.train.collectives import all_gather
 from ninthsky.train.device import device as default_device
 from ninthsky.train.mesh import Mesh
 from ninthsky.train.optimizer import LocalOptimizer
-from ninthsky.train.parallel import Inspect, apply_mesh
+from ninthsky.train.parallel import Inspect, apply_mesh, sum_repeated
 from ninthsky.train.recipe import Recipe
 
 Loss = Callable[[Any, Any], tuple[Tensor, Tensor | float]]  # (module, batch) -> (sum over this rank's batch, count)
@@ -137,6 +138,7 @@ class Trainer:
         own = [piece.parameter.grad for piece in self.pieces if not isinstance(piece.parameter, DTensor)]
         if own:
             self._inspect([grad for grad in own if grad is not None])
+            sum_repeated(self.pieces)
         self._loss, self._count = float(loss.detach()), float(count)
         return self._loss, self._count
 
@@ -161,7 +163,7 @@ class Trainer:
             return [gate]
         own = torch.tensor(gate.values(), dtype=torch.float64, device=self.device)
         everyone = torch.empty(dist.get_world_size() * len(own), dtype=torch.float64, device=self.device)
-        dist.all_gather_into_tensor(everyone, own)
+        all_gather(everyone, own)
         return [Gate.of(values) for values in everyone.view(-1, len(own)).tolist()]
 
     def apply(self, total: Gate) -> StepFigures:

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import xxhash
+from torch._C._distributed_c10d import Store
 
 from ninthsky.guard.probe.record import RecordWriter, group_id
 
 BACKEND = "guard"
 
 # (store, rank, size, timeout of a collective) -> a group that does the work
-Inner = Callable[[dist.Store, int, int, timedelta], dist.ProcessGroup]
+Inner = Callable[[Store, int, int, timedelta], dist.ProcessGroup]
 FORMING_SECONDS = 20.0  # for the connections of one group; a peer that dies meanwhile is noticed by the guard, not by this
 
 
@@ -282,7 +283,7 @@ for _name, _kind in KINDS.items():
 def gloo(address: str) -> Inner:
     """Makes gloo groups that listen on `address` only."""
 
-    def make(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
+    def make(store: Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
         options = dist.ProcessGroupGloo._Options()
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
         options._timeout = timedelta(seconds=FORMING_SECONDS)
@@ -300,7 +301,7 @@ def gloo(address: str) -> Inner:
 def register(probe: Probe, device: str) -> None:
     """Makes "guard" a backend of torch.distributed for `device`. Once in a process."""
 
-    def create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> GuardGroup:
+    def create(store: Store, rank: int, size: int, timeout: timedelta) -> GuardGroup:
         return GuardGroup(probe, probe.inner(store, rank, size, timeout), rank, size)
 
     dist.Backend.register_backend(BACKEND, create, devices=[device])

@@ -1,0 +1,121 @@
+"""`n9 data`: extraction for use from outside, a look at a page, the card of a corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from ninthsky.errors import OK, UserError
+
+app = App(name="data", help="Pages to documents to tokens.")
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="JSON lines instead of text.")]
+
+
+@app.command
+def extract(
+    *paths: Path, languages: str = "en,zh", workers: int | None = None, page_seconds: float = 5.0, json_: Json = False
+) -> int:
+    """Articles of HTML files, folders, WARCs or Parquet files (columns id and html): one line per page.
+
+    Parameters
+    ----------
+    paths:
+        What to read.
+    languages:
+        Languages to keep; pages in others are dropped, with that reason.
+    workers:
+        Processes; as many as cores otherwise.
+    page_seconds:
+        A page that takes longer is dropped.
+    """
+    from ninthsky.config.schema import Data
+    from ninthsky.data.batch import extract as extracted
+
+    if not paths:
+        raise UserError(
+            "N9-DATA-001", "no path was given", "n9 data extract", "n9 data extract PAGE.html FOLDER pages.parquet --json"
+        )
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise UserError("N9-DATA-001", f"no such file or folder: {', '.join(missing)}", "n9 data extract", "check the path")
+    data = Data(languages=tuple(languages.split(",")), page_seconds=page_seconds)
+    kept = total = 0
+    for record in extracted(paths, data, workers or os.cpu_count() or 1):
+        total += 1
+        kept += record["decision"] == "kept"
+        print(json.dumps(record, ensure_ascii=False) if json_ else _line(record), flush=True)
+    if not json_:
+        print(f"{kept} of {total} pages kept", file=sys.stderr)
+    return OK
+
+
+def _line(record: dict[str, Any]) -> str:
+    reason = record["reason"]
+    why = f"{reason['stage']}: {reason['rule']} = {reason['figure']:.4g}, {reason['detail']}" if reason else ""
+    share, length = record["figures"].get("kept_share", 0.0), len(record["text"])
+    return f"{record['decision']:8s} {record['language']:8s} {length:>8,} characters ({share:4.0%})  {record['id']}  {why}"
+
+
+@app.command
+def look(page: str, *, run: str | None = None, store: str = "runs", json_: Json = False) -> int:
+    """A page with what was kept in green and what was dropped in red.
+
+    Parameters
+    ----------
+    page:
+        A file of HTML, or the id of a page of a run (doc-...).
+    run:
+        Name or folder of the run; the newest one otherwise.
+    """
+    from rich.console import Console
+
+    from ninthsky.config.schema import Data, Settings
+    from ninthsky.data.look import find_page, page_view, painted
+    from ninthsky.run.folder import find_run, read_json
+
+    if page.startswith("doc-"):
+        folder = find_run(Path(store), run)
+        name, html = find_page(folder, page)
+        data = Settings.model_validate(read_json(folder.path / "settings.json") or {}).data
+    else:
+        path = Path(page)
+        if not path.is_file():
+            raise UserError(
+                "N9-DATA-001", f"no such file: {page}", "n9 data look", "give a file of HTML, or an id that starts with doc-"
+            )
+        name, html, data = page, path.read_bytes(), Data()
+    view = page_view(html, data)
+    if json_:
+        print(json.dumps({"page": name, **view}, ensure_ascii=False))
+        return OK
+    console = Console(highlight=False)
+    console.print(painted(view), end="")
+    console.print(f"{name}: {view['language']}, read as {view['encoding']}; {view['decision']}", style="bold", markup=False)
+    return OK
+
+
+@app.command
+def card(run: str | None = None, *, store: str = "runs", json_: Json = False) -> int:
+    """Sources, licences, counts, languages, rules and tokens of a run's corpus.
+
+    Parameters
+    ----------
+    run:
+        Name or folder of the run; the newest one otherwise.
+    """
+    from ninthsky.data.look import card as corpus_card
+    from ninthsky.data.look import card_lines
+    from ninthsky.run.folder import find_run
+
+    content = corpus_card(find_run(Path(store), run))
+    if json_:
+        print(json.dumps(content, ensure_ascii=False))
+        return OK
+    print("\n".join(card_lines(content)))
+    return OK

@@ -1,0 +1,41 @@
+"""Stage `train.twin`: the same steps without a fault. Repairs that changed anything show here, to the bit."""
+
+from __future__ import annotations
+
+import json
+
+from ninthsky.errors import UserError
+from ninthsky.run import StageContext
+from ninthsky.run.folder import read_json
+from ninthsky.train.account import read_history
+from ninthsky.train.launch import guarded, plan_job
+
+
+def run(ctx: StageContext) -> None:
+    """Raises UserError N9-TRN-005 when the twin's final weights differ from those of the run with faults."""
+    pretrained = ctx.inputs["train.pretrain"]
+    faulty = read_json(pretrained / "result.json")
+    length = read_json(pretrained / "steps.json")
+    assert faulty is not None and length is not None, "the engine runs this stage after a finished train.pretrain"
+    if not ctx.settings.train.twin:
+        with ctx.open("result.json") as file:
+            file.write(json.dumps({"digest": None, "ran": False}).encode())
+        ctx.summary(twin="not run ([train] twin = false)")
+        ctx.limit("The faultless twin was not run, so nothing shows that repairs left the weights as they would have been.")
+        return
+    job = plan_job(ctx, length)
+    result = guarded(ctx, type(job)(**{**{name: getattr(job, name) for name in job.__struct_fields__}, "export": False}), "twin", spares=0)
+    digest = result.results[0]["digest"]
+    skipped = [line["step"] for line in read_history(pretrained / "history.jsonl") if line["skipped"]]
+    with ctx.open("result.json") as file:
+        file.write(json.dumps({"digest": digest, "ran": True, "steps": job.steps}, sort_keys=True).encode())
+    equal = digest == faulty["digest"]
+    ctx.summary(twin_digest=digest, equal_to_the_run_with_faults=equal)
+    if skipped:
+        ctx.say(f"the run with faults skipped steps {skipped}: its weights cannot equal the twin's", "yellow")
+        ctx.limit(f"Steps {skipped} were skipped in the run with faults, so it cannot equal its twin, which did them.")
+    elif not equal:
+        raise UserError("N9-TRN-005", f"the faultless twin ended with other weights: {digest}, with faults {faulty['digest']}",
+                        str(ctx.out / "result.json"), "keep the run folder: a repair changed the training, which is a bug of ninthsky")
+    else:
+        ctx.say(f"final weights equal those of the run with faults, bit for bit ({digest})", "green")
