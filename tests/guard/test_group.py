@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
+from torch._C._distributed_c10d import FileStore, HashStore  # noqa: E402
 from torch.distributed._functional_collectives import all_to_all_single, wait_tensor  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
@@ -36,8 +37,9 @@ def _rank(target: Callable[..., None], rank: int, store: Path, said: Any, argume
         probe = Probe(RecordWriter(store.parent / f"{rank}.record"), gloo("127.0.0.1"))
         sockets = GenerationSockets()
         register(probe, "cpu")
-        dist.init_process_group("guard", store=dist.FileStore(str(store), WORLD), rank=rank, world_size=WORLD,
-                                timeout=timedelta(seconds=60))
+        dist.init_process_group(
+            "guard", store=FileStore(str(store), WORLD), rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+        )
         target(rank, probe, sockets, lambda value: said.put((rank, value)), *arguments)
     except BaseException:
         said.put((rank, traceback.format_exc()))
@@ -53,8 +55,10 @@ class Ranks:
     def __init__(self, target: Callable[..., None], folder: Path, *arguments: Any) -> None:
         context = multiprocessing.get_context("fork")
         self.folder, self.said = folder, context.Queue()
-        self.processes = [context.Process(target=_rank, args=(target, rank, folder / "store", self.said, arguments), daemon=True)
-                          for rank in range(WORLD)]
+        self.processes = [
+            context.Process(target=_rank, args=(target, rank, folder / "store", self.said, arguments), daemon=True)
+            for rank in range(WORLD)
+        ]
 
     def __enter__(self) -> Ranks:
         for process in self.processes:
@@ -82,7 +86,7 @@ class Ranks:
         return record
 
 
-def _model() -> nn.Module:
+def _model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
 
 
@@ -105,7 +109,7 @@ def _every_kind(rank: int, probe: Probe, sockets: GenerationSockets, say: Say) -
         seen[label] = after[0] - before[0]
     assert isinstance(mesh.get_group(), GuardGroup)
     assert probe.times().wall > 0 and probe.times().cpu > 0
-    say((seen, {key: value for key, value in _counts(probe).items()}))
+    say((seen, _counts(probe)))
 
 
 def _fsdp(rank: int, mesh: Any) -> None:
@@ -161,7 +165,9 @@ def _messages(rank: int, probe: Probe, sockets: GenerationSockets, say: Say) -> 
     elif rank == 1:
         dist.recv(x, 0)
         dist.recv(x, 0)
-    requests = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, (rank + 1) % WORLD), dist.P2POp(dist.irecv, x.clone(), (rank - 1) % WORLD)])
+    requests = dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, x, (rank + 1) % WORLD), dist.P2POp(dist.irecv, x.clone(), (rank - 1) % WORLD)]
+    )
     for request in requests:
         request.wait()
     say(_counts(probe))
@@ -196,13 +202,18 @@ def test_a_bad_gradient_is_seen_before_the_reduce_on_its_own_rank_only(tmp_path:
     assert not heard[0][1], "after the reduce the NaN is everywhere, so it can no longer be told whose it was"
 
 
+def _world() -> dist.ProcessGroup:
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
+
+
 def _spread(rank: int, probe: Probe, sockets: GenerationSockets, say: Say) -> None:
     probe.watch()
     x = torch.ones(WORLD)
     if rank == 1:
         x[0] = float("inf")
-    y = wait_tensor(all_to_all_single(x, [1] * WORLD, [1] * WORLD, dist.group.WORLD))
-    wait_tensor(all_to_all_single(y * 2, [1] * WORLD, [1] * WORLD, dist.group.WORLD))
+    y = wait_tensor(all_to_all_single(x, [1] * WORLD, [1] * WORLD, _world()))
+    wait_tensor(all_to_all_single(y * 2, [1] * WORLD, [1] * WORLD, _world()))
     say(probe.first_bad())
 
 
@@ -251,7 +262,7 @@ def test_abort_frees_every_rank_that_waits_for_a_frozen_one(tmp_path: Path) -> N
 
 def test_a_group_that_was_let_go_refuses(tmp_path: Path) -> None:
     probe = Probe(RecordWriter(tmp_path / "record"), gloo("127.0.0.1"))
-    inner = dist.ProcessGroup(dist.HashStore(), 0, 1)
+    inner = dist.ProcessGroup(HashStore(), 0, 1)
     group = GuardGroup(probe, inner, 0, 1)
     group.setGroupName("g")
     probe.let_go()
@@ -261,7 +272,10 @@ def test_a_group_that_was_let_go_refuses(tmp_path: Path) -> None:
 
 def test_every_collective_method_of_this_torch_is_covered() -> None:
     known = {"all", "gather", "reduce", "scatter", "broadcast", "barrier", "send", "recv"}
-    methods = {name for name in dir(dist.ProcessGroup)
-               if not name.startswith("__") and any(word in name.lower() for word in known) and name != "_wait_for_pending_works"}
+    methods = {
+        name
+        for name in dir(dist.ProcessGroup)
+        if not name.startswith("__") and any(word in name.lower() for word in known) and name != "_wait_for_pending_works"
+    }
     missing = {name for name in methods if name not in vars(GuardGroup)}
     assert not missing, f"torch has collectives that the guard would not see: {missing}"

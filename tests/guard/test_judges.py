@@ -33,7 +33,8 @@ def window(ranks: int = 4, per_host: int = 2, **fields: Any) -> Window:
     hosts = tuple(f"host-{rank // per_host}" for rank in range(ranks))
     healthy = Window(
         now=100.0, generation=1, hosts=hosts, cards=tuple(rank % per_host for rank in range(ranks)), record=record,
-        known=np.ones(ranks, bool), heartbeat_age=np.full(ranks, 0.1), stale_cpu=np.zeros(ranks), state=("S",) * ranks,
+        known=np.ones(ranks, bool), heartbeat_age=np.full(ranks, 0.1), stale_cpu=np.zeros(ranks),
+        busy_cpu=np.zeros(ranks), state=("S",) * ranks,
         unheld=np.zeros(ranks), quiet=np.full(ranks, 0.05), host_silence=dict.fromkeys(hosts, 0.05),
         host_late=dict.fromkeys(hosts, 0.0), local_wall=np.full((ranks, STEPS), 50.0), local_cpu=np.full((ranks, STEPS), 40.0),
         steps_seen=20, longest_gap=0.2,
@@ -146,6 +147,16 @@ def test_a_rank_waiting_for_its_copy_is_not_blamed() -> None:
     enter(w, [0, 1, 2])
     (verdict,) = judge_hang(w, LIMITS)
     assert (verdict.cause, verdict.ranks) == ("unknown", ()) and "copy" in verdict.text
+
+
+def test_a_rank_that_writes_a_long_checkpoint_is_not_stuck() -> None:
+    for fields in ({"busy_cpu": np.array([0, 0, 0, 2.0])}, {"state": ("S", "S", "S", "D")}):
+        w = window(quiet=np.full(4, 3.0), **fields)
+        enter(w, [0, 1, 2])
+        assert not judge_hang(w, LIMITS)
+    w = window(quiet=np.full(4, 30.0), busy_cpu=np.array([0, 0, 0, 29.0]))  # but for ever is too long
+    enter(w, [0, 1, 2])
+    assert judge_hang(w, LIMITS)[0].ranks == (3,)
 
 
 def test_slow_first_steps_are_no_hang_and_long_steps_raise_the_limit() -> None:
@@ -286,6 +297,13 @@ def test_redo_then_rotation_tells_card_from_data() -> None:
     finding, verdict = judge_nonfinite(9, [*again, Vote(2, (1,), rotated=True)], 4)
     assert finding == "data" and verdict.ranks == ()
     assert judge_nonfinite(9, [*again, Vote(2, (), rotated=True)], 4)[0] == "gone"
+
+
+def test_a_sum_that_overflows_blames_no_card() -> None:
+    votes = [Vote(0, ()), Vote(1, ()), Vote(2, (), rotated=True)]
+    for count in range(1, 4):
+        finding, verdict = judge_nonfinite(9, votes[:count], 4)
+        assert finding == "everywhere" and verdict.ranks == ()
 
 
 def test_most_ranks_at_once_is_neither_card_nor_sample() -> None:

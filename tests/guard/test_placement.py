@@ -15,24 +15,30 @@ ALL = [Card(host, slot, 10 * (host == "b") + slot) for host in "ab" for slot in 
 
 
 def test_first_generation_fills_hosts_in_order() -> None:
-    assert [(card.host, card.slot) for card in place([], HOMES, ALL)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert [(card.host, card.slot) for card in place([], HOMES, ALL, {})] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
 
 def test_a_spare_of_the_same_host_comes_first_then_of_another() -> None:
-    before = place([], HOMES, ALL)
+    before = place([], HOMES, ALL, {})
     without = [card for card in ALL if card != before[2]]
-    assert place(before, HOMES, without)[2] == Card("b", 2, 12)
+    assert place(before, HOMES, without, {})[2] == Card("b", 2, 12)
     without = [card for card in without if card.host != "b" or card.slot == 1]
-    assert place(before, HOMES, without)[2] == Card("a", 2, 2)
+    assert place(before, HOMES, without, {})[2] == Card("a", 2, 2)
     with pytest.raises(ValueError):
-        place(before, HOMES, without[:3])
+        place(before, HOMES, without[:3], {})
+
+
+def test_a_card_that_failed_comes_last() -> None:
+    before = place([], HOMES, ALL, {})
+    again = [card for card in ALL if card != before[2]] + [Card("b", 0, 99)]  # its slot has a new process
+    assert place(before, HOMES, again, {"b/0": 1})[2].name == "b/2"
 
 
 @given(st.sets(st.integers(0, 5), max_size=2))
 def test_who_lives_stays_and_nobody_sits_twice(dead: set[int]) -> None:
-    before = place([], HOMES, ALL)
+    before = place([], HOMES, ALL, {})
     alive = [card for number, card in enumerate(ALL) if number not in dead]
-    after = place(before, HOMES, alive)
+    after = place(before, HOMES, alive, {})
     assert len(set(after)) == 4 and set(after) <= set(alive)
     assert all(new == old for old, new in zip(before, after, strict=True) if old in alive)
 

@@ -56,7 +56,7 @@ def test_a_copy_in_pieces_equals_its_source(tmp_path_factory: pytest.TempPathFac
     store = ShardStore(folder)
     digest = xxhash.xxh3_64_hexdigest(data)
     results = [
-        store.receive(Put(1, 2, 3, len(data), digest, offset, data[offset : offset + size]))
+        store.receive(Put(1, 2, 3, len(data), digest, offset, memoryview(data)[offset : offset + size]))
         for offset in range(0, max(len(data), 1), size)
     ]
     assert results[-1] == "" and set(results[:-1]) <= {None}
@@ -64,11 +64,27 @@ def test_a_copy_in_pieces_equals_its_source(tmp_path_factory: pytest.TempPathFac
     assert held is not None and held.read_bytes() == data
 
 
+def test_the_oldest_copy_gives_its_memory_unless_somebody_holds_a_link(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for step in range(6):
+        data = bytes([step]) * (50 - 7 * step)  # each shorter than the one whose file it may take
+        digest = xxhash.xxh3_64_hexdigest(data)
+        assert store.receive(Put(1, 0, step, len(data), digest, 0, memoryview(data))) == ""
+        held = store.find(0, step, digest)
+        assert held is not None and held.read_bytes() == data
+        if step == 1:
+            assert store.give(store.inventory()[-1], linked)
+    assert (linked / shard_name(0, 1)).read_bytes() == bytes([1]) * 43
+    assert [info.step for info in store.inventory()] == [4, 5]
+
+
 def test_a_damaged_or_overlong_copy_is_refused(tmp_path: Path) -> None:
     store = ShardStore(tmp_path)
     digest = xxhash.xxh3_64_hexdigest(b"right")
-    assert "checksum" in str(store.receive(Put(1, 0, 0, 5, digest, 0, b"wrong")))
-    assert "longer" in str(store.receive(Put(1, 0, 0, 5, digest, 0, b"right and more")))
+    assert "checksum" in str(store.receive(Put(1, 0, 0, 5, digest, 0, memoryview(b"wrong"))))
+    assert "longer" in str(store.receive(Put(1, 0, 0, 5, digest, 0, memoryview(b"right and more"))))
     assert not store.inventory()
 
 

@@ -18,8 +18,8 @@ from ninthsky.layout.shape import Sizes, Work
 from ninthsky.layout.traffic import collectives, egress
 
 SIZES = Sizes(
-    layers=3, dim=32, heads=4, kv_heads=2, head_dim=8, vocab=64, experts=4, experts_per_token=2, expert_dim=16, shared_experts=1,
-    dense_layers=1, dense_dim=64,
+    layers=3, dim=32, heads=4, kv_heads=2, head_dim=8, vocab=64, experts=4, experts_per_token=2, expert_dim=16,
+    shared_experts=1, dense_layers=1, dense_dim=64,
 )  # fmt: skip
 SHAPE = {key: value for key, value in asdict(SIZES).items() if key not in ("head_dim", "gated", "tied")}
 SEQUENCE, BATCH = 16, 8

@@ -79,5 +79,5 @@ def test_a_folder_without_tokenizer_or_model_is_told(tmp_path: Path, export: Pat
         Engine(tmp_path)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((export / name).read_bytes())
-    with pytest.raises(UserError, match="N9-SRV-001.*damaged"):
+    with pytest.raises(UserError, match=r"N9-SRV-001.*damaged"):
         Engine(tmp_path)

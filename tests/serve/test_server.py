@@ -125,4 +125,4 @@ def test_ctrl_c_ends_it_without_a_traceback(export: Path) -> None:
     out, errors = server.communicate(timeout=30)
     assert b"Traceback" not in errors, errors
     assert printed[1].startswith(b"http://127.0.0.1:") and printed[2].startswith(b"key (shown once): ")
-    assert out == b""
+    assert out == b"" and server.returncode == 0

@@ -46,7 +46,16 @@ class Answer(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, prompt: Prompt, split: str, before: str, after: str) -> Answer:
         """Judges both texts."""
-        return cls(f"answer-{prompt.id}", split, prompt.bank, prompt.kind, prompt.language, prompt.prompt, Said.of(before), Said.of(after))
+        return cls(
+            f"answer-{prompt.id}",
+            split,
+            prompt.bank,
+            prompt.kind,
+            prompt.language,
+            prompt.prompt,
+            Said.of(before),
+            Said.of(after),
+        )
 
 
 @dataclass(frozen=True)

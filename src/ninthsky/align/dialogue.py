@@ -34,8 +34,10 @@ class Rows:
     def beside(self, other: Rows) -> Rows:
         """Both batches as one, the shorter padded."""
         length = max(self.tokens.shape[1], other.tokens.shape[1])
-        tokens, target = ([F.pad(part, (0, length - part.shape[1])) for part in parts]
-                          for parts in ((self.tokens, other.tokens), (self.target, other.target)))
+        tokens, target = (
+            [F.pad(part, (0, length - part.shape[1])) for part in parts]
+            for parts in ((self.tokens, other.tokens), (self.target, other.target))
+        )
         return Rows(torch.cat(tokens), torch.cat(target))
 
 

@@ -38,6 +38,9 @@ class Pairs:
     reference: Tensor
 
 
+PairLoss = Callable[[LanguageModel, Pairs], tuple[Tensor, Tensor]]
+
+
 def target_logits(model: LanguageModel, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, vocab] in float32 that predict the N target tokens, those tokens [N], and the row [N] of each.
 
@@ -63,8 +66,7 @@ def sft(model: LanguageModel, batch: Rows) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits, tokens, reduction="sum"), torch.tensor(len(tokens))
 
 
-def rehearsing(loss: Callable[[LanguageModel, Pairs], tuple[Tensor, Tensor]], weight: float = 1.0
-               ) -> Callable[[LanguageModel, tuple[Pairs, Rows]], tuple[Tensor, Tensor]]:
+def rehearsing(loss: PairLoss, weight: float = 1.0) -> Callable[[LanguageModel, tuple[Pairs, Rows]], tuple[Tensor, Tensor]]:
     """`loss` plus `weight` times the mean cross-entropy of plain text, so that a correction does not cost the language."""
 
     def both(model: LanguageModel, batch: tuple[Pairs, Rows]) -> tuple[Tensor, Tensor]:
@@ -76,7 +78,7 @@ def rehearsing(loss: Callable[[LanguageModel, Pairs], tuple[Tensor, Tensor]], we
     return both
 
 
-def preference(beta: float, nll_weight: float = 0.0, kind: Preference = "sigmoid") -> Callable[[LanguageModel, Pairs], tuple[Tensor, Tensor]]:
+def preference(beta: float, nll_weight: float = 0.0, kind: Preference = "sigmoid") -> PairLoss:
     """The preference loss over pairs: (sum over pairs, number of pairs).
 
     With h = [log p(chosen) - log ref(chosen)] - [log p(rejected) - log ref(rejected)]:

@@ -77,8 +77,10 @@ def _of_language(block: dict[str, Any], language: str, bank: Bank, split: Split,
         if tries > 50 * count + 1000:
             raise ValueError(f"too few words for {count} different {bank} prompts in {block['name']} ({split})")
         kind = kinds[len(seen) % len(kinds)]
-        fill = {slot: _word(chance, words[name], block["syllables"] if split == "train" else ())
-                for slot, name in (("verb", "verbs"), ("object", "objects"), ("person", "people"))}
+        fill = {
+            slot: _word(chance, words[name], block["syllables"] if split == "train" else ())
+            for slot, name in (("verb", "verbs"), ("object", "objects"), ("person", "people"))
+        }
         text = chance.choice(kind["unseen" if split == "unseen" else "wordings"]).format(**fill)
         answer = chance.choice(kind["answers"]).format(**fill)
         refusal = chance.choice(kind.get("refusals", refusals)).format(**fill)

@@ -1,4 +1,4 @@
-"""What a model says and how far it moved: generated answers, distance to the reference, ranking of pairs, loss on plain text."""
+"""What a model says and how far it moved: generated answers, distance to the reference, ranking of pairs, loss on text."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ class Ranking:
 
 def answers(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[str]:
     """What the model says to each prompt, likeliest token by token, up to 48 tokens."""
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    return [tokenizer.decode(new, skip_special_tokens=False) for new in generate(model, ids, MAX_NEW_TOKENS, stop=EOS)] if ids else []
+    if not prompts:
+        return []
+    said = generate(model, [prompt_ids(tokenizer, prompt) for prompt in prompts], MAX_NEW_TOKENS, stop=EOS)
+    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in said]
 
 
 @torch.no_grad()

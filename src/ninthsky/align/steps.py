@@ -45,9 +45,9 @@ def policy(ctx: StageContext) -> None:
     """Writes prompts/train.jsonl, held_out.jsonl, unseen.jsonl."""
     tokenizer = _tokenizer(ctx)
     made = load_policy()
+    samples = {language: make_prompts(made, "train", 100, {language: 1.0}, 0) for language in made}
     lengths = {
-        language: float(np.mean([len(tokenizer.encode(p.prompt).ids) for p in make_prompts(made, "train", 100, {language: 1.0}, 0)]))
-        for language in made
+        language: float(np.mean([len(tokenizer.encode(p.prompt).ids) for p in some])) for language, some in samples.items()
     }
     shares = language_shares(lengths)
     held_out = ctx.settings.align.prompts
@@ -78,8 +78,13 @@ def sft(ctx: StageContext) -> None:
         history = fit(model, batch_at, losses.sft, SFT, steps, progress=bar, folder=ctx.out / "work")
     _export(ctx, model)
     ctx.summary(sft_steps=steps, sft_loss=history.losses[-1], sft_weights=history.digest)
-    ctx.plot("sft-loss", "Fine-tuning: loss of the answers", [{"type": "scatter", "mode": "lines", "name": "nats/token",
-             "x": list(range(1, steps + 1)), "y": history.losses}], {"xaxis": {"title": "step"}, "yaxis": {"title": "nats/token"}})
+    trace = {"type": "scatter", "mode": "lines", "name": "nats/token", "x": list(range(1, steps + 1)), "y": history.losses}
+    ctx.plot(
+        "sft-loss",
+        "Fine-tuning: loss of answers and rehearsed text",
+        [trace],
+        {"xaxis": {"title": "step"}, "yaxis": {"title": "nats/token"}},
+    )
 
 
 def dpo(ctx: StageContext) -> None:
@@ -142,15 +147,20 @@ def _prove(ctx: StageContext, tokenizer: Tokenizer, before: Decoder, after: Deco
     show_proof(ctx, answers, moved)
 
 
-def _fixed_steps(ctx: StageContext, part: str, given: int | None, model: Decoder, batch_at: Callable[[int], Any], loss: Any,
-                 recipe: Recipe) -> int:
+def _fixed_steps(
+    ctx: StageContext, part: str, given: int | None, model: Decoder, batch_at: Callable[[int], Any], loss: Any, recipe: Recipe
+) -> int:
     """As many as run.toml says, or as many as fit into this part of the budget, measured once on a throw-away copy."""
     if given is not None:
         return given
     budget = ctx.settings.align.budget
     if budget is None:
-        raise UserError("N9-CFG-013", f"[align] has neither budget nor {part}_steps", "[align]",
-                        "give sft_steps and dpo_steps, or budget alone")
+        raise UserError(
+            "N9-CFG-013",
+            f"[align] has neither budget nor {part}_steps",
+            "[align]",
+            "give sft_steps and dpo_steps, or budget alone",
+        )
 
     def measure() -> int:
         trainer = Trainer(copy.deepcopy(model), loss, recipe, 10)

@@ -67,72 +67,77 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _kind(value, size):  # type: ignore[no-untyped-def]
+    """0 between words, 1 in a word, 2 a token of its own, of a character given as its UTF-8 bytes in one number."""
+    if size == 1:
+        word = (np.uint64(97) <= value <= np.uint64(122)) or (np.uint64(48) <= value <= np.uint64(57))
+        return 1 if word else 0
+    if size == 2:  # U+0080-00BF: spaces, signs, punctuation
+        return 0 if np.uint64(0xC280) <= value <= np.uint64(0xC2BF) else 1
+    if size == 3:
+        if np.uint64(0xE28080) <= value <= np.uint64(0xE281AF):  # U+2000-206F: punctuation
+            return 0
+        if np.uint64(0xE38080) <= value <= np.uint64(0xE380BF):  # U+3000-303F: CJK punctuation
+            return 0
+        if np.uint64(0xE38180) <= value <= np.uint64(0xE9BFBF):  # U+3040-9FFF: kana, Han
+            return 2
+        if np.uint64(0xEAB080) <= value <= np.uint64(0xED9EAF):  # U+AC00-D7AF: Hangul
+            return 2
+    return 1
+
+
+@njit(cache=True)
 def _sketch(data, offsets, multipliers, addends, out):  # type: ignore[no-untyped-def]
     """Tokens, shingles and minima in one pass over the bytes.
 
     Every operand is uint64: numba promotes uint32 with an int literal to float64 or int64 in silence, and that once biased
     every estimate by +.22. tests/data/test_duplicates.py holds the estimate against exact Jaccard.
     """
-    permutations = len(multipliers)
-    low = np.empty(permutations, np.uint64)
+    low = np.empty(len(multipliers), np.uint64)
     window = np.zeros(SHINGLE, np.uint64)
-    full = np.uint64(0xFFFFFFFFFFFFFFFF)
     for text in range(len(offsets) - 1):
-        low[:] = full
+        low[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
         tokens = 0
         token = np.uint64(0)
         inside = False
         i = offsets[text]
         end = offsets[text + 1]
-        while i <= end:
-            single = False  # a CJK character: a token of its own
-            letter = False
+        while i <= end:  # once past the end, to finish the last word
+            size = 1
             value = np.uint64(0)
-            step = 1
             if i < end:
-                b = np.uint64(data[i])
-                if b < np.uint64(0x80):
-                    letter = (np.uint64(97) <= b <= np.uint64(122)) or (np.uint64(48) <= b <= np.uint64(57))
-                    value = b
-                else:
-                    step = 2 if b < np.uint64(0xE0) else (3 if b < np.uint64(0xF0) else 4)
-                    value = b
-                    for k in range(1, step):
-                        if i + k < end:
-                            value = (value << np.uint64(8)) | np.uint64(data[i + k])
-                    if step == 3:
-                        # U+2000-206F and U+3000-303F: punctuation. U+3040-9FFF and U+AC00-D7AF: CJK, one token each.
-                        punctuation = np.uint64(0xE28080) <= value <= np.uint64(0xE281AF) or np.uint64(
-                            0xE38080
-                        ) <= value <= np.uint64(0xE380BF)
-                        single = np.uint64(0xE38180) <= value <= np.uint64(0xE9BFBF) or np.uint64(
-                            0xEAB080
-                        ) <= value <= np.uint64(0xED9EAF)
-                        letter = not punctuation and not single
-                    else:
-                        letter = value != np.uint64(0xC2A0) and not np.uint64(0xC280) <= value <= np.uint64(0xC2BF)
-            if inside and not letter:
-                window[tokens % SHINGLE] = _mix(token)
-                tokens += 1
+                value = np.uint64(data[i])
+                if value >= np.uint64(0x80):
+                    size = 2 if value < np.uint64(0xE0) else (3 if value < np.uint64(0xF0) else 4)
+                    for k in range(i + 1, min(i + size, end)):
+                        value = (value << np.uint64(8)) | np.uint64(data[k])
+            kind = _kind(value, size)
+            if inside and kind != 1:
+                tokens = _push(_mix(token), window, tokens, multipliers, addends, low)
                 inside = False
-                if tokens >= SHINGLE:
-                    _take(window, tokens, multipliers, addends, low)
                 token = np.uint64(0)
-            if letter:
+            if kind == 1:
                 token = token * np.uint64(0x100000001B3) + value + np.uint64(1)
                 inside = True
-            elif single:
-                window[tokens % SHINGLE] = _mix(value + np.uint64(1))
-                tokens += 1
-                if tokens >= SHINGLE:
-                    _take(window, tokens, multipliers, addends, low)
-            i += step
+            elif kind == 2:
+                tokens = _push(_mix(value + np.uint64(1)), window, tokens, multipliers, addends, low)
+            i += size
         if 0 < tokens < SHINGLE:
             for k in range(tokens, SHINGLE):
                 window[k] = np.uint64(0)
             _take(window, SHINGLE, multipliers, addends, low)
-        for j in range(permutations):
+        for j in range(len(multipliers)):
             out[text, j] = np.uint32(low[j] >> np.uint64(32))
+
+
+@njit(cache=True)
+def _push(token, window, tokens, multipliers, addends, low):  # type: ignore[no-untyped-def]
+    """Adds a token, and the shingle that ends with it. Returns the number of tokens."""
+    window[tokens % SHINGLE] = token
+    tokens += 1
+    if tokens >= SHINGLE:
+        _take(window, tokens, multipliers, addends, low)
+    return tokens
 
 
 @njit(cache=True)

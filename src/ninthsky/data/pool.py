@@ -141,7 +141,11 @@ def _serve(task: Task, pipe: Connection, state: Any) -> None:
     """The worker's loop: shards until the pipe closes."""
     import traceback
 
+    parent = os.getppid()
+
     def clock(page: int) -> None:
+        if os.getppid() != parent:  # the driver was killed: whoever goes on from here starts workers of its own
+            os._exit(1)
         # The order matters: while the parent may read, no new page stands beside an old time.
         state[0] = -1.0
         state[1], state[2] = time.monotonic(), time.process_time()

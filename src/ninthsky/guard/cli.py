@@ -113,3 +113,52 @@ def controller(*, job: Path, keys: Path, port: int = 0, json_: Json = False) -> 
     from ninthsky.guard.controller import main
 
     return main(job, keys, port)
+
+
+@app.command
+def drill(*, faults: int = 4, ranks: int = 4, seed: int = 1, json_: Json = False) -> int:
+    """Faults on purpose among simulated ranks (real processes, no torch), named and repaired as you watch.
+
+    Parameters
+    ----------
+    faults: int
+        How many; kinds and ranks are drawn by chance.
+    ranks: int
+        Ranks in all, on two simulated hosts with a spare each; an even number.
+    seed: int
+        Of the draw.
+    json_: bool
+        The sheet as one JSON line, and nothing else.
+    """
+    import time
+
+    import msgspec
+
+    from ninthsky.errors import FAILED, OK, UserError
+    from ninthsky.guard.drill import run_drill
+    from ninthsky.guard.watch import line_of
+
+    if ranks < 4 or ranks % 2 or faults < 1:
+        raise UserError(
+            "N9-CFG-012", f"{ranks} ranks, {faults} faults", "n9 guard drill", "ranks: even, 4 at least; faults: 1 at least"
+        )
+
+    def show(event: dict[str, object]) -> None:
+        text = line_of(event)
+        if text and not json_:
+            print(text, flush=True)
+
+    begin = time.monotonic()
+    sheet = run_drill(faults, ranks // 2, seed, show)
+    if json_:
+        print(msgspec.json.encode(sheet).decode())
+    else:
+        print(
+            f"\nsimulated ranks, {time.monotonic() - begin:.0f} s: {sheet.exact} of {sheet.faults} faults named exactly, {sheet.wrong} wrong, "
+            f"{sheet.committed_steps_lost} committed steps lost"
+        )
+        for cause, seconds in sheet.named_seconds.items():
+            print(
+                f"  {cause:<10} named after {seconds:.2f} s, training again after {sheet.training_seconds.get(cause, float('nan')):.2f} s"
+            )
+    return OK if sheet.exact == sheet.faults and not sheet.wrong else FAILED

@@ -29,7 +29,7 @@ from ninthsky.guard.judges.hang import judge_frozen, judge_hang
 from ninthsky.guard.judges.host import judge_host
 from ninthsky.guard.judges.nonfinite import Finding, Vote, judge_nonfinite
 from ninthsky.guard.judges.slow import judge_slow
-from ninthsky.guard.ladder import CARD_FAILURES, History, Remedy, climb, climb_nonfinite, is_program_error
+from ninthsky.guard.ladder import History, Remedy, climb, climb_nonfinite, is_program_error
 from ninthsky.guard.placement import Card, newest_whole_step, place, sources
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.spec import JobSpec
@@ -213,6 +213,8 @@ class Conductor:
     def _from_rank(self, proc: Proc, message: m.ToAgent) -> None:
         rank = self._rank_of(proc)
         if isinstance(message, m.Ready):
+            if not proc.ready and self.stage == "run":
+                self._tell("spare.ready", host=proc.host, slot=proc.slot, pid=proc.pid)
             proc.ready = True
             return
         if rank is None or proc.out or getattr(message, "generation", self.generation) != self.generation:
@@ -401,7 +403,7 @@ class Conductor:
         self.history.evictions.append(now)
         self.history.card_failures[proc.card] += 1
         self.journal.write("eviction", at=now, card=proc.card)
-        if self.history.card_failures[proc.card] >= CARD_FAILURES:
+        if self.history.card_failures[proc.card] >= self.watch.card_failures:
             self._keep_out(proc.card, f"it failed {self.history.card_failures[proc.card]} times")
 
     def _keep_out(self, card: str, reason: str) -> None:
@@ -530,10 +532,8 @@ class Conductor:
     def _form(self) -> None:
         before = [Card(proc.host, proc.slot, proc.pid) for proc in self.places]
         homes = [host.name for host in self.spec.hosts for _ in range(host.slots)]
-        cards = place(before, homes, self._candidates())
-        changed = {
-            rank: f"{old.host}/{old.slot}" for rank, (old, new) in enumerate(zip(before, cards, strict=False)) if old != new
-        }
+        cards = place(before, homes, self._candidates(), self.history.card_failures)
+        changed = {rank: old.name for rank, (old, new) in enumerate(zip(before, cards, strict=False)) if old != new}
         self.places = [self.processes[card.host, card.pid] for card in cards]
         self._joined, self._broken = set(), {}
         brought = sources(self._inventories, self.resume_step, self.places_hosts())

@@ -58,6 +58,7 @@ class Window:
     known: NDArray[np.bool_]
     heartbeat_age: Floats
     stale_cpu: Floats  # processor seconds used since the last heartbeat
+    busy_cpu: Floats  # processor seconds used since the rank last got on
     state: tuple[str, ...]  # letter of /proc/PID/stat
     unheld: Floats
     quiet: Floats  # since the rank's step, phase or a collective's count last changed
@@ -97,6 +98,7 @@ class Fleet:
         self._seen_at = np.full(w, now)
         self._cpu = np.zeros(w)
         self._cpu_at_beat = np.zeros(w)
+        self._cpu_at_move = np.zeros(w)
         self._state = ["R"] * w
         self._unheld = np.zeros(w)
         self._moved_at = np.full(w, now)
@@ -135,6 +137,7 @@ class Fleet:
         finished = self._known[rank] and record["step"] > before["step"]
         if moved:
             self._moved_at[rank] = now
+            self._cpu_at_move[rank] = seen.cpu
             if self._count.min() > 0:
                 self._longest_gap = max(self._longest_gap, now - self._any_moved_at)
             self._any_moved_at = now
@@ -162,6 +165,7 @@ class Fleet:
             known=self._known.copy(),
             heartbeat_age=self._age + (now - self._seen_at),
             stale_cpu=self._cpu - self._cpu_at_beat,
+            busy_cpu=self._cpu - self._cpu_at_move,
             state=tuple(self._state),
             unheld=self._unheld.copy(),
             quiet=now - self._moved_at,

@@ -16,7 +16,6 @@ from ninthsky.guard.judges.nonfinite import Finding
 from ninthsky.guard.spec import Watch
 
 Rung = Literal["redo", "rotate", "skip", "bear", "rebuild", "regroup", "stop"]
-CARD_FAILURES = 2  # a card that failed so often is kept out
 REBUILDS = 3  # without a step in between
 GIVEN_UP = frozenset(
     {3, 4, 5}

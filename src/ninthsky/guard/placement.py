@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ninthsky.guard.protocol import ShardInfo
@@ -13,6 +14,11 @@ class Card(NamedTuple):
     host: str
     slot: int
     pid: int
+
+    @property
+    def name(self) -> str:
+        """`host-1/0`."""
+        return f"{self.host}/{self.slot}"
 
 
 def newest_whole_step(inventories: dict[str, list[ShardInfo]], world: int) -> int:
@@ -34,11 +40,11 @@ def sources(inventories: dict[str, list[ShardInfo]], step: int, hosts: list[str]
     return found if step >= 0 else {}
 
 
-def place(before: list[Card], homes: list[str], candidates: list[Card]) -> list[Card]:
+def place(before: list[Card], homes: list[str], candidates: list[Card], failures: Mapping[str, int]) -> list[Card]:
     """A card for each rank. Who lives stays; the others get a spare of the same host, else of the host with most spares.
 
-    `before` is empty in the first generation: then ranks fill the hosts in order (`homes`: host of each rank).
-    Raises ValueError when there are fewer candidates than ranks.
+    `before` is empty in the first generation: then ranks fill the hosts in order (`homes`: host of each rank). Among equals
+    the card with the fewest `failures` (by card name) is taken. Raises ValueError when there are fewer candidates than ranks.
     """
     free = sorted(candidates, key=lambda card: (card.host, card.slot))
     chosen: list[Card | None] = [None] * len(homes)
@@ -51,9 +57,12 @@ def place(before: list[Card], homes: list[str], candidates: list[Card]) -> list[
             continue
         if not free:
             raise ValueError(f"{len(candidates)} cards for {len(homes)} ranks")
-        wanted = before[rank].host if before else home
-        count = {host: sum(card.host == host for card in free) for host in {card.host for card in free}}
-        card = min(free, key=lambda card: (card.host != wanted, -count[card.host], card.host, card.slot))
+        card = _best(free, before[rank].host if before else home, failures)
         chosen[rank] = card
         free.remove(card)
     return [card for card in chosen if card is not None]
+
+
+def _best(free: list[Card], host: str, failures: Mapping[str, int]) -> Card:
+    spares = {name: sum(card.host == name for card in free) for name in {card.host for card in free}}
+    return min(free, key=lambda card: (card.host != host, failures.get(card.name, 0), -spares[card.host], card.host, card.slot))

@@ -224,7 +224,7 @@ class Put(_Message, frozen=True):
     size: int
     xxh3: str
     offset: int
-    data: bytes
+    data: memoryview
 
 
 class Held(_Message, frozen=True):
@@ -261,7 +261,7 @@ class Piece(_Message, frozen=True):
     xxh3: str
     offset: int
     size: int
-    data: bytes
+    data: memoryview
 
 
 Between = Put | Held | NotHeld | Get | Piece

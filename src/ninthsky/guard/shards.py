@@ -85,7 +85,7 @@ class ShardStore:
         if put.offset == 0:
             if key in self.incoming:
                 self.incoming.pop(key).abandon()
-            self.incoming[key] = _Incoming(self.folder / f".{shard_name(*key)}.copy", info)
+            self.incoming[key] = _Incoming(self._draft(key), info)
         incoming = self.incoming.get(key)
         if incoming is None or incoming.info != info or incoming.written != put.offset:
             return None  # the middle of something whose start was lost: its sender begins again
@@ -118,6 +118,17 @@ class ShardStore:
         for key in [key for key in self._held if key[1] > step]:
             self._drop(key)
 
+    def _draft(self, key: tuple[int, int]) -> Path:
+        """A file to write a copy into: the rank's oldest one if it is about to go, so that its memory is used again."""
+        draft = self.folder / f".{shard_name(*key)}.copy"
+        steps = sorted(step for rank, step in self._held if rank == key[0] and step != key[1])
+        if len(steps) >= VERSIONS and steps[-1] < key[1]:
+            oldest = self.folder / shard_name(key[0], steps[0])
+            if oldest.stat().st_nlink == 1:  # no process holds a link to it
+                del self._held[key[0], steps[0]]
+                oldest.replace(draft)
+        return draft
+
     def _keep(self, draft: Path, info: ShardInfo) -> None:
         draft.replace(self.folder / shard_name(info.rank, info.step))
         self._held[info.rank, info.step] = info
@@ -133,15 +144,16 @@ class ShardStore:
 class _Incoming:
     def __init__(self, path: Path, info: ShardInfo) -> None:
         self.path, self.info, self.written = path, info, 0
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if path.exists() else "wb", buffering=0)
         self._hash = xxhash.xxh3_64()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: memoryview) -> None:
         self._file.write(data)
         self._hash.update(data)
         self.written += len(data)
 
     def finish(self) -> str:
+        self._file.truncate()
         self._file.close()
         return self._hash.hexdigest()
 
@@ -151,15 +163,11 @@ class _Incoming:
 
 
 def pieces(path: Path, generation: int, info: ShardInfo) -> Iterator[Put]:
-    """A shard cut for sending."""
+    """A shard cut for sending; nothing is copied before it is encoded."""
     with path.open("rb") as file:
-        offset = 0
-        while True:
-            data = file.read(PIECE)
-            yield Put(generation, info.rank, info.step, info.size, info.xxh3, offset, data)
-            offset += len(data)
-            if offset >= info.size or not data:
-                return
+        whole = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if info.size else b"")
+    for offset in range(0, max(info.size, 1), PIECE):
+        yield Put(generation, info.rank, info.step, info.size, info.xxh3, offset, whole[offset : offset + PIECE])
 
 
 class ShardExchange:
@@ -274,10 +282,11 @@ class ShardExchange:
     def _piece(self, get: Get) -> Piece:
         path = self.store.find(get.rank, get.step, get.xxh3)
         if path is None:
-            return Piece(get.rank, get.step, get.xxh3, get.offset, -1, b"")
+            return Piece(get.rank, get.step, get.xxh3, get.offset, -1, memoryview(b""))
         with path.open("rb") as file:
             file.seek(get.offset)
-            return Piece(get.rank, get.step, get.xxh3, get.offset, os.fstat(file.fileno()).st_size, file.read(PIECE))
+            size = os.fstat(file.fileno()).st_size
+            return Piece(get.rank, get.step, get.xxh3, get.offset, size, memoryview(file.read(PIECE)))
 
     def _start_shipping(self, info: ShardInfo) -> None:
         if info.rank in self._shipping:

@@ -45,6 +45,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     max_redo: int = 2
     max_evictions_per_hour: int = 6
     bind: str = "127.0.0.1"
+    card_failures: int = 2  # a card that failed so often is kept out
     kill_replaced: bool = True  # else a replaced process lives until it reads that it is fenced
     host_seconds: float = 2.5  # no report of a host for so long, while others wait
     start_seconds: float = 180.0  # until every process is ready

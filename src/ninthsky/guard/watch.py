@@ -119,6 +119,7 @@ def _text(kind: str, e: dict[str, Any]) -> str:
         "fault.advised": "{fault}: advised only: {remedy}",
         "host.refused": "host {host} came back and was refused: it was replaced",
         "card.kept_out": "card {card} is kept out: {reason}",
+        "spare.ready": "card {host}/{slot} has a spare ready",
         "spare.wanted": "no spare is left: waiting for a restarted process",
         "controller.restarted": "the controller was restarted",
         "controller.recovered": "the controller goes on from its journal",

@@ -95,7 +95,9 @@ class Listener(Generic[M]):
         route = self._routes.get(peer)
         if route is None:
             return False
-        asyncio.ensure_future(self._socket.send_multipart([route, _encoder.encode(message)])).add_done_callback(_forget)
+        asyncio.ensure_future(self._socket.send_multipart([route, _encoder.encode(message)], copy=False)).add_done_callback(
+            _forget
+        )
         return True
 
     async def _count_handshakes(self, monitor: Any) -> None:
@@ -129,9 +131,9 @@ class Caller(Generic[M]):
 
     async def receive(self) -> M:
         while True:
-            frames = await self._socket.recv_multipart()
+            frames = await self._socket.recv_multipart(copy=False)
             try:
-                return self._decoder.decode(frames[-1])
+                return self._decoder.decode(frames[-1].buffer)
             except (msgspec.ValidationError, msgspec.DecodeError):
                 self.malformed += 1
 
@@ -142,7 +144,7 @@ class Caller(Generic[M]):
 
     async def send_when_possible(self, message: Any) -> None:
         """Waits for a connection and for room."""
-        await self._socket.send(_encoder.encode(message))
+        await self._socket.send(_encoder.encode(message), copy=False)
 
     def close(self) -> None:
         self._socket.close(linger=0)

@@ -26,6 +26,8 @@ class Chip:
     network_gbs: float  # 10^9 bytes/s to a card of another host
     certainty: Certainty
     source: str
+    attention: float = 0.34  # share of the peak that fused attention reaches: 335 of 989 TFLOP/s on h100, 0.5 to 0.73 on a100
+    # (FlashAttention-2, arXiv 2307.08691); assumed for all others
     latency_us: float = 10.0  # of one collective per doubling of its group; assumed for every card
     computes_in: int = 2  # bytes of a number in forward and backward
 
@@ -36,9 +38,9 @@ CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         # One core of a laptop, so that the same run.toml is cut alike everywhere; `n9 layout --measure` prints this one's.
-        Chip("cpu", 0.05, 0.9, 2.0, 0.01, 2.0, 1.25, "assumed", "stand-in: 50 GFLOP/s fp32, 10 Gbit/s network", 100.0, 4),
-        Chip("a100-40gb", 312, 0.869, 40, 1.555, 300, 25, "sure", _SHEET),
-        Chip("a100-80gb", 312, 0.869, 80, 2.0, 300, 25, "sure", _SHEET),
+        Chip("cpu", 0.05, 0.9, 2.0, 0.01, 2.0, 1.25, "assumed", "stand-in: 50 GFLOP/s fp32, 10 Gbit/s network", 0.34, 100.0, 4),
+        Chip("a100-40gb", 312, 0.869, 40, 1.555, 300, 25, "sure", _SHEET, 0.6),
+        Chip("a100-80gb", 312, 0.869, 80, 2.0, 300, 25, "sure", _SHEET, 0.6),
         Chip("h100", 989, 0.803, 80, 3.35, 450, 50, "sure", _SHEET),
         Chip("h800", 989, 0.803, 80, 3.35, 200, 50, "likely", "vendor; link: arXiv 2412.19437; achievable share of h100"),
         Chip("h200", 989, 0.803, 141, 4.8, 450, 50, "sure", _SHEET),

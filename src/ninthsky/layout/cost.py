@@ -26,15 +26,15 @@ class Fit:
     rests on five of them and on its prior.
     """
 
-    matmul: float = 1.12  # of the card's achievable share
-    operands: float = 3.45  # weight of the time to move a product's operands
-    attention: float = 0.268  # of the peak, fused attention
-    elementwise: float = 19.2  # activation widths moved per layer and token in forward
+    matmul: float = 1.1  # of the card's achievable share
+    operands: float = 3.23  # weight of the time to move a product's operands
+    attention: float = 0.47  # of the card's share of fused attention
+    elementwise: float = 18.2  # activation widths moved per layer and token in forward
     # Time that collectives add, over their time at line rate: below 1 computation hides some, above 1 they run slower.
-    exposed_tensor: float = 0.64
-    exposed_experts: float = 2.38
-    exposed_shards: float = 3.05
-    launch_us: float = 140.0  # fixed time of a layer's forward
+    exposed_tensor: float = 0.69
+    exposed_experts: float = 1.64
+    exposed_shards: float = 2.89
+    launch_us: float = 139.0  # fixed time of a layer's forward
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def layer_forward(cuts: Cuts, sizes: Sizes, work: Work, cluster: Cluster, fit: F
 
     seconds = product(tokens, (query + 2 * key) / cuts.tp, dim) + product(tokens, dim, query / cuts.tp)
     # Two products of which the causal mask leaves half.
-    seconds = seconds + 2 * tokens * work.sequence * query / cuts.tp / (chip.tflops * 1e12 * fit.attention)
+    seconds = seconds + 2 * tokens * work.sequence * query / cuts.tp / (chip.tflops * 1e12 * chip.attention * fit.attention)
 
     def feed_forward(rows: Floats, inside: float) -> Floats:
         wide = inside / cuts.tp

@@ -87,16 +87,17 @@ def tokens_at_once(cuts: Cuts, work: Work) -> Floats:
 def layer_activations(cuts: Cuts, sizes: Sizes, work: Work) -> Floats:
     """Bytes that an average layer keeps for backward, per micro-batch, cut by tp with sequence parallelism.
 
-    In widths per token: two residual inputs and two norm outputs; query and key before and after norm and rotation, value,
-    attention's output; four per feed-forward width (gate, up, silu(gate), product) and, for routed experts, input and output
-    of every copy.
+    In widths per token, as our decoder saves them: input, normalised and scaled input of two norms; query and key raw,
+    normalised, turned (turned alone without qk-norm), value, attention's output; four per feed-forward width (gate, up,
+    silu(gate), product); and of each copy that goes to an expert its input, its answer and its weighted answer.
     """
     query, key = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     sparse = sizes.sparse_layers / sizes.layers
     forward = 4 if sizes.gated else 2
-    fixed: float = 4 * sizes.dim + 3 * query + 3 * key
+    turned = 3 if sizes.qk_norm else 1
+    fixed: float = 6 * sizes.dim + (turned + 1) * (query + key)
     fixed += forward * ((1 - sparse) * sizes.dense_dim + sparse * sizes.shared_experts * sizes.expert_dim)
-    copies = sparse * sizes.experts_per_token * (2 * sizes.dim + forward * sizes.expert_dim) * imbalance(cuts, sizes)
+    copies = sparse * sizes.experts_per_token * (3 * sizes.dim + forward * sizes.expert_dim) * imbalance(cuts, sizes)
     return work.compute_bytes * tokens_at_once(cuts, work) * (fixed + copies) / cuts.tp
 
 
@@ -117,8 +118,9 @@ def memory(cuts: Cuts, sizes: Sizes, work: Work) -> dict[str, Floats]:
     waiting = np.where(cuts.pp > 1, np.minimum(count, cuts.pp * (1 + (cuts.pp - 1) / (cuts.pp * cuts.interleave))), 1)
     border = work.compute_bytes * tokens_at_once(cuts, work) * sizes.dim / cuts.tp
     activations = np.where(cuts.recompute == 1, depth * border * waiting + layer, depth * layer * waiting)
-    # Logits, their log-softmax and their gradient, in fp32.
-    logits = 3 * 4 * tokens_at_once(cuts, work) * sizes.vocab / cuts.tp
+    # The last norm's three widths; in fp32 two of: logits, their log-softmax, their gradient.
+    ends = (2 * 4 * sizes.vocab + 3 * work.compute_bytes * sizes.dim) / cuts.tp
+    logits = tokens_at_once(cuts, work) * ends
     terms = {
         "weights": work.master_bytes * part.shard,
         "gradients": work.gradient_bytes * part.shard,

@@ -6,27 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ninthsky.model.fused import causal_attention, pays, rms_norm, rotate
 from ninthsky.model.shape import Shape
 
 Rope = tuple[Tensor, Tensor]
 
 
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> Rope:
-    """Cosines and signed sines of rotary positions (Su et al. 2021, arXiv 2104.09864), halves turned against each other.
+    """Cosines and sines of rotary positions (Su et al. 2021, arXiv 2104.09864), first half turned against the second.
 
-    `positions` LongTensor [..., T] -> two FloatTensors [..., T, 1, head_dim], to be multiplied on [..., T, heads, head_dim].
-    The first half of the sines is negative, so that turning is `x * cos + swapped(x) * sin`.
+    `positions` LongTensor [..., T] -> two FloatTensors [..., T, 1, head_dim / 2].
     """
     half = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angle = positions[..., None].float() * (1.0 / theta**half)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat((cos, cos), -1).unsqueeze(-2), torch.cat((-sin, sin), -1).unsqueeze(-2)
-
-
-def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turns [B, T, heads, head_dim] by its positions; fp32 inside, the input's dtype outside."""
-    cos, sin = rope
-    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).type_as(x)
+    angle = (positions[..., None].float() * (1.0 / theta**half)).unsqueeze(-2)
+    return angle.cos(), angle.sin()
 
 
 class LayerCache:
@@ -62,14 +55,19 @@ class Attention(nn.Module):
         rows, length, _ = x.shape
         q = self.q_proj(x).view(rows, length, self.heads, self.head_dim)
         k = self.k_proj(x).view(rows, length, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        q = rotate(self.q_norm(q), rope).transpose(1, 2)
-        k = rotate(self.k_norm(k), rope).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.extend(start, k, v)
-        grouped = self.heads != self.kv_heads
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-        return self.o_proj(y.transpose(1, 2).reshape(rows, length, self.heads * self.head_dim))
+        v = self.v_proj(x).view(rows, length, self.kv_heads, self.head_dim)
+        cos, sin = (table.to(q.dtype) for table in rope)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if mask is None and cache is None and pays(q, length):
+            y = causal_attention(q, k, v)
+        else:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            if cache is not None:
+                k, v = cache.extend(start, k, v)
+            grouped = self.heads != self.kv_heads
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+            y = y.transpose(1, 2)
+        return self.o_proj(y.reshape(rows, length, self.heads * self.head_dim))
 
 
 class RMSNorm(nn.Module):
@@ -81,6 +79,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] -> [..., dim]."""
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+        """[..., dim] -> [..., dim], in the dtype of the product that follows."""
+        return rms_norm(x, self.weight, self.eps)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ninthsky.model.attention import Attention, LayerCache, RMSNorm, Rope, rope_table
 from ninthsky.model.experts import FeedForward, SparseFeedForward
+from ninthsky.model.fused import output_loss
 from ninthsky.model.shape import Shape
 
 
@@ -91,6 +92,10 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., dim] -> [..., vocab] in fp32."""
         return self.head(hidden).float()
+
+    def token_loss(self, hidden: Tensor, targets: Tensor, ignored: int = -100) -> Tensor:
+        """Summed cross-entropy, in nats, of [..., dim] against targets [...], without the logits of the whole batch."""
+        return output_loss(hidden.flatten(0, -2), self.head.weight, targets.flatten(), ignored)
 
     def _rope(self, start: int, length: int, padding: Tensor | None, device: torch.device) -> Rope:
         if padding is not None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ninthsky.model.fused import compute_dtype, gated_silu
 from ninthsky.model.shape import Shape
 
 
@@ -22,8 +23,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated_silu(self.gate_up(x)))
 
 
 class Router(nn.Module):
@@ -114,14 +114,9 @@ class Experts(nn.Module):
         return _Exchange.apply(done, receive, send, self.group)
 
     def _multiply(self, x: Tensor, counts: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, gate_up, down = x.to(dtype), self.gate_up.to(dtype), self.down.to(dtype)
-        else:
-            gate_up, down = self.gate_up, self.down
-        ends = counts.cumsum(0, dtype=torch.int32)
-        gate, up = F.grouped_mm(x, gate_up, offs=ends).chunk(2, -1)
-        return F.grouped_mm(F.silu(gate) * up, down, offs=ends)
+        dtype, ends = compute_dtype(x), counts.cumsum(0, dtype=torch.int32)
+        hidden = gated_silu(F.grouped_mm(x.to(dtype), self.gate_up.to(dtype), offs=ends))
+        return F.grouped_mm(hidden, self.down.to(dtype), offs=ends)
 
 
 class SparseFeedForward(nn.Module):

@@ -126,8 +126,8 @@ def report(
                 ]
                 for number in groups
             ],
-            f"{made}By the quantile loss of the last seven days, as every reported day was by the seven before it; a group leaves "
-            "the fast path only for one that beat it on six of the seven.",
+            f"{made}By the quantile loss of the last seven days, as every reported day was by the seven before it; a group "
+            "leaves the fast path only for one that beat it on six of the seven.",
         )
         ctx.summary(chosen={GROUPS[number]: best[number] for number in groups})
     else:

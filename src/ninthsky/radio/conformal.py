@@ -27,7 +27,7 @@ class Conformal:
     table: Floats
 
     def apply(self, base: Floats, spread: Floats, group: NDArray[np.int64]) -> Floats:
-        """Root-load quantiles [n, 24, levels], rising with the level. `base` is a median [n, 24] or quantiles [n, 24, levels]."""
+        """Root-load quantiles [n, 24, levels], rising with the level, from a median [n, 24] or quantiles [n, 24, levels]."""
         base = base if base.ndim == 3 else base[:, :, None]
         moved = base + spread[:, :, None] * self.table[group]
         return np.maximum.accumulate(np.maximum(moved, 0), axis=2).astype(np.float32)

@@ -1,8 +1,9 @@
-"""A person's counters -> the compact store: what is wrong with them is found, counted, and repaired or refused with a reason."""
+"""A person's counters -> the compact store: what is wrong is found, counted, and repaired or refused with a reason."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,11 @@ import polars as pl
 from ninthsky.errors import UserError
 from ninthsky.radio.store import Counters, Loads, encode
 
-Unit = Literal["share", "percent", "traffic"]
+Unit = Literal["share", "percent", "traffic", "auto"]
+KnownUnit = Literal["share", "percent", "traffic"]
 COLUMNS = ("ts", "station", "cell", "load", "role")
+LEAST_DAYS = 5  # four to learn from, one to hold it against
+MOST = 1.05  # a load up to here is a full carrier and a rounding; over it, impossible
 STUCK_HOURS = 24  # an hourly mean that repeats exactly for a day is a dead counter, not a quiet cell
 REFUSE_SHARE = 0.05  # more rows than this beyond repair: the file is not what it is said to be
 TRAFFIC_PERCENTILE, TRAFFIC_LOAD = 99.5, 0.45  # assumption where only traffic is known: its busiest hours fill 45 %
@@ -50,24 +54,26 @@ def read_counters(
     days: int | None = None,
     columns: dict[str, str] | None = None,
     station_needed: bool = True,
-    scale_days_held: int = 0,
+    held_days: Callable[[int], int] | None = None,
 ) -> tuple[Counters, Findings]:
     """Counters of a CSV or Parquet file with the columns ts, station, cell, load and perhaps role (coverage or capacity).
 
-    `ts` is local wall time; an offset after it is cut off, since a day's shape follows the wall clock. `hour_label` says whether
-    it names the start or the end of its hour. `columns` maps our names to the file's (`{"load": "traffic"}`). `days` keeps the
-    last days only. Without a station column (allowed if not `station_needed`) every cell is a station of its own.
-    With unit "traffic" each cell is scaled so that the 99.5th percentile of its hours, but for the last `scale_days_held` days,
-    is a load of 0.45: an assumption, told in `Counters.unit`.
+    `ts` is local wall time; an offset after it is cut off, since a day's shape follows the wall clock. `hour_label` says
+    whether it names the start or the end of its hour. `columns` maps our names to the file's (`{"load": "traffic"}`). `days`
+    keeps the last days only. Without a station column (allowed if not `station_needed`) every cell is a station of its own.
+
+    With unit "traffic" each cell is scaled so that the 99.5th percentile of its hours is a load of 0.45: an assumption, told
+    in `Counters.unit`; of the number of days `held_days` says how many last ones must not be looked at for that. Unit "auto" is
+    "share" where no load is over 1.05, else "traffic".
 
     Raises UserError N9-RAD-001 with the reason when nothing should be planned on the file.
     """
     findings = Findings()
     table = _table(path, columns or {}, station_needed, findings)
     table = _clean_times(table, path, hour_label, findings)
-    table = _clean_loads(table, path, unit, findings)
-    table = _one_row_per_hour(table, findings)
-    return _grid(table, path, unit, days, scale_days_held, findings), findings
+    table, known_unit = _clean_loads(table, path, unit, findings)
+    table = _one_row_per_hour(table, path, findings)
+    return _grid(table, path, known_unit, days, held_days, findings), findings
 
 
 def _table(path: Path, columns: dict[str, str], station_needed: bool, findings: Findings) -> pl.DataFrame:
@@ -131,17 +137,20 @@ def _clean_times(table: pl.DataFrame, path: Path, hour_label: str, findings: Fin
     return table.with_columns(pl.col("ts").dt.truncate("1h"))
 
 
-def _clean_loads(table: pl.DataFrame, path: Path, unit: Unit, findings: Findings) -> pl.DataFrame:
+def _clean_loads(table: pl.DataFrame, path: Path, unit: Unit, findings: Findings) -> tuple[pl.DataFrame, KnownUnit]:
     given = table["load"].null_count()
     table = table.with_columns(pl.col("load").cast(pl.Float64, strict=False).fill_nan(None))
     unread = table["load"].null_count()
     findings.add("hours given without a load", given, "unknown")
     findings.add("loads that are no number", unread - given, "unknown")
+    if unit == "auto":
+        unit = "traffic" if bool((table["load"] > MOST).any()) else "share"
     if unit == "percent":
         table = table.with_columns(pl.col("load") / 100)
-    negative = int((table["load"] < 0).sum())
     infinite = int(table["load"].is_infinite().sum())
-    over = int((table["load"] > 1.05).sum()) if unit != "traffic" else 0
+    table = table.with_columns(load=pl.when(pl.col("load").is_finite()).then(pl.col("load")))
+    negative = int((table["load"] < 0).sum())
+    over = int((table["load"] > MOST).sum()) if unit != "traffic" else 0
     bad = negative + infinite + over + unread - given
     if bad > REFUSE_SHARE * len(table):
         advice = "say what `load` holds: --unit percent or --unit traffic" if over > negative else "check the column `load`"
@@ -149,25 +158,41 @@ def _clean_loads(table: pl.DataFrame, path: Path, unit: Unit, findings: Findings
     findings.add("negative loads", negative, "unknown")
     findings.add("infinite loads", infinite, "unknown")
     findings.add("loads over 1.05", over, "unknown")
-    possible = (pl.col("load") >= 0) & pl.col("load").is_finite()
+    possible = pl.col("load") >= 0
     if unit != "traffic":
-        possible &= pl.col("load") <= 1.05
-        findings.add("loads between 1 and 1.05", int(table["load"].is_between(1, 1.05, closed="right").sum()), "set to 1")
+        possible &= pl.col("load") <= MOST
+        findings.add("loads between 1 and 1.05", int(table["load"].is_between(1, MOST, closed="right").sum()), "set to 1")
     table = table.with_columns(load=pl.when(possible).then(pl.col("load")))
-    return table if unit == "traffic" else table.with_columns(pl.col("load").clip(upper_bound=1.0))
+    return (table if unit == "traffic" else table.with_columns(pl.col("load").clip(upper_bound=1.0))), unit
 
 
-def _one_row_per_hour(table: pl.DataFrame, findings: Findings) -> pl.DataFrame:
+def _one_row_per_hour(table: pl.DataFrame, path: Path, findings: Findings) -> pl.DataFrame:
     """Quarter hours, repeated deliveries and the hour that daylight saving repeats all become one mean."""
     key = ["station", "cell", "ts"]
     role = [pl.col("role").cast(pl.String).str.to_lowercase().first()] if "role" in table.columns else []
-    single = table.group_by(key).agg(pl.col("load").mean(), *role, pl.len().alias("rows"))
-    inside = findings.count("rows inside the hour")
-    findings.add("hours given more than once", 0 if inside else int((single["rows"] > 1).sum()), "averaged")
+    differ = (pl.col("load").n_unique() > 1).alias("differ")
+    single = table.group_by(key).agg(pl.col("load").mean(), *role, pl.len().alias("rows"), differ)
+    if not findings.count("rows inside the hour"):
+        more = int((single["rows"] > 1).sum())
+        odd = int(single["differ"].sum())
+        if odd > REFUSE_SHARE * len(single):
+            raise refuse(
+                f"{odd:,} of {len(single):,} hours are given more than once with different loads",
+                path,
+                "cells of different stations share a name: name the column, --column station=NAME",
+            )
+        findings.add("hours given more than once", more, "averaged")
     return single.sort("station", "cell", "ts")
 
 
-def _grid(table: pl.DataFrame, path: Path, unit: Unit, days: int | None, scale_days_held: int, findings: Findings) -> Counters:
+def _grid(
+    table: pl.DataFrame,
+    path: Path,
+    unit: KnownUnit,
+    days: int | None,
+    held_days: Callable[[int], int] | None,
+    findings: Findings,
+) -> Counters:
     first = table["ts"].min()
     last = table["ts"].max()
     if not isinstance(first, datetime.datetime) or not isinstance(last, datetime.datetime):
@@ -183,8 +208,10 @@ def _grid(table: pl.DataFrame, path: Path, unit: Unit, days: int | None, scale_d
         origin = end - datetime.timedelta(days=days)
         findings.add(f"hours before the last {days} days", int((table["ts"] < origin).sum()), "not used")
         total = days
-    if total < 2:
-        raise refuse(f"{total} whole day(s) of hours; two are the least", path, "give more days; 28 are a good history")
+    if total < LEAST_DAYS:
+        raise refuse(
+            f"{total} whole day(s) of hours; {LEAST_DAYS} are the least", path, "give more days; 28 are a good history"
+        )
     if total > 3660:
         raise refuse(f"the times span {total:,} days, from {first} to {last}", path, "check the years in `ts`")
     table = table.filter(pl.col("ts").is_between(origin, end, closed="left"))
@@ -199,7 +226,7 @@ def _grid(table: pl.DataFrame, path: Path, unit: Unit, days: int | None, scale_d
     findings.add("dead cells (nothing known)", int((~np.isfinite(np.where(stuck, np.nan, loads))).all(axis=1).sum()), "stay on")
     loads[stuck] = np.nan
     if unit == "traffic":
-        loads = _scaled(loads, scale_days_held)
+        loads = _scaled(loads, held_days(total) if held_days else 0)
     codes, scale = encode(loads)
     stations = cells["station"].to_list()
     counters = Counters(

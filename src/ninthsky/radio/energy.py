@@ -1,8 +1,9 @@
 """What a carrier draws, in units of an idle carrier's power. Assumed, and printed with every saving; never kWh without a meter.
 
 Load: EARTH's linear model for a 20 W macro transceiver (Auer et al. 2011: P0 = 130 W, slope 4.7, 20 W at full load), so
-full over idle is 1 + 4.7 x 20 / 130 = 1.72. Sleep: a stated share of idle power (setting `sleep_power`). Waking and going to sleep:
-TR 38.864 v18.1.0 table 5.1-5 gives category 2 a deep-sleep transition of 10 s; half a minute of idle power each is charged here.
+full over idle is 1 + 4.7 x 20 / 130 = 1.72. Sleep: a stated share of idle power (setting `sleep_power`). Waking and going to
+sleep: TR 38.864 v18.1.0 table 5.1-5 gives category 2 a deep-sleep transition of 10 s; half a minute of idle power each is
+charged here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TRANSITION_HOURS = 30 / 3600
 
 @dataclass(frozen=True)
 class Power:
-    """Power of one carrier in units of its idle power. Equal carriers with equal slopes: moving load between them costs nothing."""
+    """Power of one carrier in units of its idle power. Carriers are equal, so moving load between them costs nothing."""
 
     slope: float = EARTH_SLOPE
     sleep: float = 0.10
@@ -37,8 +38,8 @@ class Power:
     def text(self) -> str:
         """The assumptions in a line."""
         return (
-            f"power relative to an idle carrier: full load {1 + self.slope:.2f} (EARTH macro), asleep {self.sleep:.2f} (assumed), "
-            f"{self.transition * 3600:.0f} s of idle power per switch"
+            f"power relative to an idle carrier: full load {1 + self.slope:.2f} (EARTH macro), "
+            f"asleep {self.sleep:.2f} (assumed), {self.transition * 3600:.0f} s of idle power per switch"
         )
 
 

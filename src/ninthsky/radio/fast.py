@@ -1,6 +1,7 @@
 """The fast path: hour-of-day mean plus a ridge on the residual, one set of weights for all series, spreads of their own.
 
-No torch. Under 14 days of history the ridge loses to the plain hour-of-day mean (measured on week-long sets), so it is not used there.
+No torch. Under 14 days of history the ridge loses to the plain hour-of-day mean (measured on week-long sets): it is not
+used there.
 """
 
 from __future__ import annotations

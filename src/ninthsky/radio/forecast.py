@@ -1,12 +1,11 @@
-"""Stage radio.forecast: tomorrow's load of every cell and station as quantiles, by the forecaster that was better on earlier days."""
+"""Stage radio.forecast: tomorrow's load of every cell and station as quantiles, by the forecaster better on earlier days."""
 
 from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def run(ctx: StageContext) -> None:
     """Writes `forecast/part-*.parquet` (tomorrow), `backtest.parquet` (station sums on the reported days), `choice.json`."""
     shards = store.shards(ctx.inputs["radio.stations"])
     seed, radio = ctx.settings.seed, ctx.settings.radio
-    sample = draw(shards, seed)
+    sample = draw(map(store.read, shards), len(shards), seed)
     split = split_days(sample.counters.days)
     fast = prepare(sample.pool, split.report, seed)
     days = range(split.report, split.days)
@@ -75,13 +74,12 @@ def run(ctx: StageContext) -> None:
     shutil.rmtree(ctx.out / "work", ignore_errors=True)
 
 
-def draw(shards: Sequence[Path], seed: int, stations: int = SAMPLE_STATIONS) -> Sample:
-    """Reads the shards once and keeps randomly drawn stations of them, the same number of each."""
+def draw(parts: Iterable[store.Counters], shards: int, seed: int, stations: int = SAMPLE_STATIONS) -> Sample:
+    """Looks through the shards once and keeps randomly drawn stations of them, the same number of each."""
     rng = np.random.default_rng((seed, 4))
-    most = -(-stations // len(shards))
+    most = -(-stations // shards)
     kept: list[store.Counters] = []
-    for path in shards:
-        part = store.read(path)
+    for part in parts:
         starts = part.starts
         count = len(starts) - 1
         chosen = np.sort(rng.choice(count, min(most, count), replace=False))
@@ -127,7 +125,7 @@ def _learner(ctx: StageContext, sample: Sample, split: Split) -> Learner | None:
 
 
 def _train(ctx: StageContext, sample: Sample, split: Split, learner: Learner) -> Days:
-    """Trains in two parts, each of which ends before the days that it is judged on; returns what was said about the first week."""
+    """Trains in two parts, each of which ends before the days that it is judged on; returns what the first part said."""
     radio = ctx.settings.radio
     steps = int(ctx.fixed("steps", lambda: radio.steps or learner.steps_within(radio.budget or 20.0)))
     first = max(1, int(steps * FIRST_PART))

@@ -172,8 +172,8 @@ def _predict(
 def predict(z: Any, day: int, first_weekday: int, weights: Any, spread_by_hour: Any, calibration: int, prior: float) -> Any:
     """Median [n, 24] and spread [n, 24] of the root load in each hour of `day`, from the days before it alone.
 
-    `weights` [FEATURES, 24]; all zero gives the hour-of-day mean. The spread is the mean absolute error of the same predictor on
-    the `calibration` days before, for this series and hour and its two neighbours, drawn towards the series' own average
+    `weights` [FEATURES, 24]; all zero gives the hour-of-day mean. The spread is the mean absolute error of the same predictor
+    on the `calibration` days before, for this series and hour and its two neighbours, drawn towards the series' own average
     (shaped by `spread_by_hour` [24]) with the weight of `prior` observations.
     """
     n = z.shape[0]
@@ -218,9 +218,9 @@ def sleeping(load: Any, carriers: Any, may_sleep: Any, awake: Any, limit: float,
 
     `load` [stations, 24] is what each hour must be able to carry, in carriers; less than 0 (unknown) keeps the hour on, and
     `awake` the whole day. `may_sleep` [stations] of the `carriers` are capacity carriers, at least one always stays on.
-    Sleeper k (0 first to sleep) may sleep in the hours that `carriers - 1 - k` carriers can carry below `limit`; its hours are the
-    `max_sleeps` longest of those runs that last `min_off` hours or more. That is the most any single carrier can sleep;
-    the order among carriers is fixed.
+    Sleeper k (0 first to sleep) may sleep in the hours that `carriers - 1 - k` carriers can carry below `limit`; its hours
+    are the `max_sleeps` longest of those runs that last `min_off` hours or more. That is the most any single carrier can
+    sleep; the order among carriers is fixed.
     """
     n = load.shape[0]
     most = 0

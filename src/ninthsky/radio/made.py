@@ -17,7 +17,7 @@ from ninthsky.radio.store import MISSING, SHARD_STATIONS, Counters, encode
 FIRST_DAY = datetime.date(2026, 1, 5)  # a Monday; no real date is meant
 Array = NDArray[np.float32]
 
-# area -> (share of stations, (hour, width, height) of its humps on a working day, weekend factor, hours the weekend comes later)
+# area -> (share of stations, (hour, width, height) of a working day's humps, weekend factor, hours that a weekend is later)
 AREAS: dict[str, tuple[float, tuple[tuple[float, float, float], ...], float, float]] = {
     "office": (0.25, ((10.5, 2.6, 1.0), (15.5, 3.0, 0.95)), 0.35, 1.0),
     "homes": (0.35, ((8.0, 1.8, 0.45), (20.5, 3.2, 1.0)), 1.05, 1.5),

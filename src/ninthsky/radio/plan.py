@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -25,8 +25,8 @@ from ninthsky.run.folder import write_json
 from ninthsky.run.stage import StageContext
 
 ASSUMED = (
-    "Assumed: the cells of a station are carriers of one area with equal capacity and power, so that load moves between them freely; "
-    "offered load does not change when a carrier sleeps; hours are means, and bursts inside the hour are not seen "
+    "Assumed: the cells of a station are carriers of one area with equal capacity and power, so that load moves between them "
+    "freely; offered load does not change when a carrier sleeps; hours are means, and bursts inside the hour are not seen "
     "(two-minute peaks were 1.8 times the hourly mean in the median, on three measured cells)."
 )
 
@@ -85,7 +85,8 @@ def run(ctx: StageContext) -> None:
         band_plot(ctx, name, band, rules, made)
     _headline(ctx, figures, made, name)
     ctx.say(
-        f"plan for {date}: {saved / max(all_on, 1e-9):.1%} of carrier energy, {kept_on} of {stations} stations kept on for lack of data"
+        f"plan for {date}: {saved / max(all_on, 1e-9):.1%} of carrier energy, "
+        f"{kept_on} of {stations} stations kept on for lack of data"
     )
 
 
@@ -178,9 +179,8 @@ def _windows(part: store.Counters, mask: NDArray[np.uint32]) -> pa.Table:
 
 def write_windows(windows: pa.Table, lines: Any) -> None:
     """Appends sleeps to a CSV file whose header is written: local hours, named by their start; 24:00 is midnight after."""
-    sink = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(windows, sink, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))
-    lines.write(sink.getvalue())
+    text = pl.DataFrame(windows).write_csv(include_header=False)
+    lines.write(text.encode())
 
 
 def _backtest(ctx: StageContext, rules: Rules) -> tuple[dict[str, Any], bool]:
@@ -248,9 +248,10 @@ def plans_note(figures: dict[str, Any], rules: Rules, made: bool) -> str:
     """Under what the table holds, and who won."""
     head = "Synthetic stations. " if made else ""
     return (
-        f"{head}{verdict(figures)} {figures['sites']} sites, {figures['days']} days. A violation: a carrier-hour asleep while the "
-        f"carriers on had more than {rules.load_limit:.0%} load. All plans keep the same limits: {rules.min_off_hours} h at least, "
-        f"{rules.max_sleeps} sleeps a day per carrier. {Power(sleep=rules.sleep_power).text()}."
+        f"{head}{verdict(figures)} {figures['sites']} sites, {figures['days']} days. A violation: a carrier-hour asleep while "
+        f"the carriers on had more than {rules.load_limit:.0%} load. All plans keep the same limits: "
+        f"{rules.min_off_hours} h at least, {rules.max_sleeps} sleeps a day per carrier. "
+        f"{Power(sleep=rules.sleep_power).text()}."
     )
 
 

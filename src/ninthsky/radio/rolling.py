@@ -1,4 +1,4 @@
-"""Rolling day-ahead backtest: every day is forecast from the days before it; models are chosen on earlier days than they are reported on."""
+"""Rolling day-ahead backtest: each day is forecast from the days before it; what is chosen is chosen on earlier days still."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Split:
 
 
 def split_days(days: int) -> Split:
-    """A quarter of the days is reported (28 at most; of short histories a half); the week before it chooses, where history allows."""
+    """A quarter of the days is reported (28 at most; of short histories a half); the week before chooses, if there is one."""
     reported = min(28, days // 4) if days >= MIN_HISTORY else max(1, min(days // 2, days - 4))
     report = days - reported
     return Split(report - 7 if report - 7 >= MIN_HISTORY else report, report, days)

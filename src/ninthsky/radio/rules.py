@@ -75,7 +75,7 @@ def schedule(load: Floats, sites: Sites, awake: NDArray[np.bool_], rules: Rules)
 
 
 def stay_on(roots: Floats, day: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Sites that must stay on because their data do not bear a plan [n], and why: 0 sound, 1 no data yesterday, 2 gaps, 3 short.
+    """Sites that must stay on because their data do not bear a plan [n], and why, an index into STAY_ON_REASONS.
 
     Fails open: a plan needs some hour of yesterday, half of the last week's hours, and four days of history.
     """
@@ -98,7 +98,10 @@ STAY_ON_REASONS = (
 
 
 def night_window(roots: Floats, day: int, sites: Sites, rules: Rules) -> NDArray[np.uint32]:
-    """The industry's rule: all capacity carriers sleep from 00 to 06 where the window's mean load was at most half the limit of one carrier."""
+    """The industry's rule: all capacity carriers sleep from 00 to 06 on a whitelist.
+
+    Listed is a site whose mean load in the window was at most half of what one carrier may bear.
+    """
     past = roots[:, max(0, day - 28) * 24 : day * 24].reshape(len(roots), -1, 24)[:, :, :6]
     known = past >= 0
     mean = (np.where(known, past, 0) ** 2).sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)), 1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ninthsky.errors import UserError
 from ninthsky.radio import store
-from ninthsky.radio.counters import Findings, read_counters
+from ninthsky.radio.counters import LEAST_DAYS, Findings, read_counters
 from ninthsky.radio.made import AREAS, make
 from ninthsky.run.folder import write_json
 from ninthsky.run.stage import StageContext
@@ -17,6 +18,8 @@ def run(ctx: StageContext) -> None:
     radio = ctx.settings.radio
     if radio.stations is None:
         raise ValueError("settings were not derived: radio.stations is None")
+    if radio.counters is None and radio.days < LEAST_DAYS:
+        raise UserError("N9-RAD-001", f"{radio.days} days; {LEAST_DAYS} are the least", "[radio] days", "28 are a good history")
     findings = Findings()
     parts: Iterable[store.Counters]
     if radio.counters is not None:

@@ -1,4 +1,4 @@
-"""The compact store: one row per cell, a month of hours in 672 bytes, because decoding long tables is what costs at country scale.
+"""The compact store: one row per cell, a month of hours in 672 bytes; decoding long tables is what costs at country scale.
 
 A code c in 0..254 stands for the load (c / 254)^2 x scale, 255 for an hour that nobody knows. The square root spends the
 codes where loads differ by decades between night and day: at a hundredth of the cell's highest hour one step is 8 % of
@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -158,3 +158,8 @@ def join(parts: list[Counters]) -> Counters:
         parts[0].made,
         parts[0].unit,
     )
+
+
+def renamed(counters: Counters, station: list[str], cell: list[str]) -> Counters:
+    """The same loads under other names."""
+    return replace(counters, station=station, cell=cell)

@@ -1,12 +1,12 @@
 """The pretrained decoder as a forecaster: days as patches -> its blocks -> quantiles that cannot cross. Radio's only torch.
 
-A series becomes a token for its habits (hour-of-day profile, and how days of the asked-for kind, weekend or not, differ from it),
-a token for each of the last seven days (24 residuals from the profile, and which of them are known), and a token that asks for the
-day after. The answer is the profile plus, in units of the series' mean absolute residual, a median and softplus steps up and down
-from it. The median also has a linear path from the same hour's residuals, so that the blocks need only learn what is not linear.
+A series becomes a token for its habits (hour-of-day profile, and how days of the asked-for kind, weekend or not, differ from
+it), a token for each of the last seven days (24 residuals from the profile, and which of them are known), and a token that asks
+for the day after. The answer is the profile plus, in units of the series' mean absolute residual, a median and softplus steps
+up and down from it. The median also has a linear path from the same hour's residuals: the blocks learn what is not linear.
 
-It is told no date and no weekday, and reads one week day by day, never an unfinished one. Young histories hold few different days,
-each with its own weather that all stations share: a network that can tell which day it is learns those by heart.
+It is told no date and no weekday, and reads one week day by day, never an unfinished one. Young histories hold few different
+days, each with its own weather that all stations share: a network that can tell which day it is learns those by heart.
 """
 
 from __future__ import annotations

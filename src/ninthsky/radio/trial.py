@@ -144,7 +144,10 @@ def verdict(figures: dict[str, Any]) -> str:
     """Who wins at equal violations, in a sentence."""
     gap = 100 * figures["over_hourly_maximum"]
     rival = figures["hourly_maximum_matched"]
-    at = f"at {100 * figures['plan']['violations']:.2f} % violations, the rival's factor ({rival['factor']:.2f}) chosen with hindsight"
+    at = (
+        f"at {100 * figures['plan']['violations']:.2f} % violations, "
+        f"the rival's factor ({rival['factor']:.2f}) chosen with hindsight"
+    )
     if gap >= 0.05:
         return f"The plan saves {gap:.1f} points more than the hourly-maximum rule {at}."
     if gap <= -0.05:

@@ -50,6 +50,7 @@ def _record(id: str, hour: int, site: dict[str, Any], cells: list[dict[str, Any]
             if not cell["asleep"] >> hour & 1
         ]
     ruled_out += [f"{cell['cell']} asleep too: a coverage cell is never off" for cell in cells if cell["role"] == "coverage"]
+    made = " (synthetic)" if rules["made"] else ""
     if site["reason"]:
         verdict = f"all {carriers} carriers stay on: {site['reason']}"
     elif asleep:
@@ -59,7 +60,7 @@ def _record(id: str, hour: int, site: dict[str, Any], cells: list[dict[str, Any]
     return Evidence(
         id=id,
         kind="station-hour",
-        subject=f"station {site['station']}, {rules['date']} {hour:02d}:00-{hour + 1:02d}:00{' (synthetic)' if rules['made'] else ''}",
+        subject=f"station {site['station']}{made}, {rules['date']} {hour:02d}:00-{hour + 1:02d}:00",
         verdict=verdict,
         facts=tuple(facts),
         ruled_out=tuple(ruled_out),

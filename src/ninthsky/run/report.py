@@ -20,6 +20,8 @@ ROOMS = {
     "serve": "Serve: the exported checkpoint",
 }
 
+SHOWN_ROWS = 8  # of a table; the rest unfolds on a click
+
 
 @dataclass
 class Section:
@@ -78,6 +80,7 @@ def build_report(folder: RunFolder, stages: list[Stage]) -> Path:
         synthetic=any(line["synthetic"] for line in headlines(folder, stages)),
         plots=[figure for section in sections.values() for figure in section.figures if figure["kind"] == "plot"],
         plotly=get_plotlyjs(),
+        shown_rows=SHOWN_ROWS,
     )
     path = folder.path / "report.html"
     with HashedFile(path) as file:
@@ -87,6 +90,8 @@ def build_report(folder: RunFolder, stages: list[Stage]) -> Path:
 
 def _shown(value: Any) -> str:
     """A figure as the report prints it."""
+    if value is None:
+        return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import secrets
@@ -73,7 +74,8 @@ def listen(
     server = uvicorn.Server(config)
     if until_eof:
         threading.Thread(target=_watch_input, args=(server,), daemon=True).start()
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a server is ended
+        server.run(sockets=[listener])
 
 
 def _watch_input(server: uvicorn.Server) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ninthsky.proportion import wilson
 from ninthsky.signal.modulation import SAMPLES_PER_SYMBOL
+from ninthsky.signal.patches import Array
 from ninthsky.signal.tasks import Prepared
 
 Features = NDArray[np.float64]
@@ -46,7 +47,7 @@ def majority(data: Prepared) -> Score:
     return score(data.rows.labels[data.test] == commonest, data)
 
 
-def cumulants(iq: NDArray[np.complexfloating]) -> Features:
+def cumulants(iq: Array) -> Features:
     """Statistics that tell modulations apart, per row of [N, T] complex samples of unit power -> [N, 15].
 
     Moments of the envelope, the instantaneous frequency, and the strongest spectral line of the signal's powers, which is
@@ -58,8 +59,14 @@ def cumulants(iq: NDArray[np.complexfloating]) -> Features:
     frequency = np.angle(turn)
     lines = [np.abs(np.fft.fft(iq**power, axis=1)).max(1) / iq.shape[1] for power in (1, 2, 4, 8)]
     moments = [np.abs((iq**2).mean(1)), np.abs((iq**4).mean(1)), (envelope**4).mean(1), (envelope**6).mean(1), envelope.std(1)]
-    turns = [frequency.std(1), np.abs(frequency).mean(1), (frequency**4).mean(1) / (frequency**2).mean(1) ** 2,
-             np.abs((turn**2).mean(1)), np.abs((symbol_turn**2).mean(1)), np.abs((symbol_turn**4).mean(1))]
+    turns = [
+        frequency.std(1),
+        np.abs(frequency).mean(1),
+        (frequency**4).mean(1) / (frequency**2).mean(1) ** 2,
+        np.abs((turn**2).mean(1)),
+        np.abs((symbol_turn**2).mean(1)),
+        np.abs((symbol_turn**4).mean(1)),
+    ]
     return np.stack([*lines, *moments, *turns], 1).astype(np.float64)
 
 
@@ -71,7 +78,7 @@ def features(data: Prepared) -> Features:
 
 
 def shortcut(data: Prepared) -> Features:
-    """Power and mean alone, as they were before normalising: no form, no order. A label that these tell is a label that leaks."""
+    """Power and mean alone, as they were before normalising: no form, no order. A label that these tell leaks."""
     return np.stack([np.log(data.scale), data.offset.real, data.offset.imag, np.abs(data.offset)], 1)
 
 

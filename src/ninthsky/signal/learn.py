@@ -17,6 +17,7 @@ from ninthsky.model import Decoder
 from ninthsky.model.files import load
 from ninthsky.run import StageContext
 from ninthsky.signal import baselines
+from ninthsky.signal.patches import Array
 from ninthsky.signal.reader import Form, Reader, Reading, answer_loss, question_ids, save_reader, texts
 from ninthsky.signal.report import Outcome, show
 from ninthsky.signal.tasks import Prepared, prepare, task_named
@@ -37,14 +38,20 @@ def run(ctx: StageContext) -> None:
     data = [prepare(task_named(name), ctx.settings.seed) for name in ctx.settings.signal.tasks]
     batch_at = batches(data, tokenizer, ctx.settings.seed)
     pretrained = load(ctx.inputs["train.pretrain"] / "export")
-    readers = {"checkpoint": make_reader(pretrained, data, ctx.settings.seed),
-               "scratch": make_reader(Decoder(pretrained.shape, seed=ctx.settings.seed), data, ctx.settings.seed)}
+    readers = {
+        "checkpoint": make_reader(pretrained, data, ctx.settings.seed),
+        "scratch": make_reader(Decoder(pretrained.shape, seed=ctx.settings.seed), data, ctx.settings.seed),
+    }
     steps = _fixed_steps(ctx, readers["checkpoint"], batch_at)
     losses: dict[str, list[float]] = {}
     said: dict[str, dict[str, list[str]]] = {task.task.name: {} for task in data}
     for arm in ARMS:
-        with ctx.progress(f"signals, {'from the checkpoint' if arm == 'checkpoint' else 'from scratch'}", total=steps, unit="steps") as bar:
-            losses[arm] = fit(readers[arm], batch_at, answer_loss, RECIPE, steps, progress=bar, folder=ctx.out / f"work-{arm}").losses
+        with ctx.progress(
+            f"signals, {'from the checkpoint' if arm == 'checkpoint' else 'from scratch'}", total=steps, unit="steps"
+        ) as bar:
+            losses[arm] = fit(
+                readers[arm], batch_at, answer_loss, RECIPE, steps, progress=bar, folder=ctx.out / f"work-{arm}"
+            ).losses
         for task in data:
             said[task.task.name][arm] = read_all(readers[arm], task, tokenizer)
     outcomes = []
@@ -74,26 +81,25 @@ def batches(data: list[Prepared], tokenizer: Tokenizer, seed: int) -> Callable[[
 
     Complex signals are turned by a random phase each time: a carrier's phase means nothing, and says so in no other way.
     """
-    prepared = [(task, torch.from_numpy(task.patches), *texts(tokenizer, task.task.question, task.answers)) for task in data]
+    written = [texts(tokenizer, task.task.question, task.answers) for task in data]
     on = device()
 
     def batch_at(step: int) -> Reading:
-        round_, turn = divmod(step, len(prepared))
-        task, patches, text, target = prepared[turn]
-        chance = np.random.default_rng([seed, step])
-        rows = torch.from_numpy(_places(task.train, round_, seed))
-        shown = patches[rows]
+        round_, turn = divmod(step, len(data))
+        task, (text, target) = data[turn], written[turn]
+        rows = _places(task.train, round_, seed)
+        patches = task.patches[rows]
         if np.iscomplexobj(task.normalised):
-            shown = turned(shown, torch.from_numpy(chance.uniform(0, 2 * np.pi, len(rows)).astype(np.float32)))
-        return Reading(task.task.name, shown.to(on), text[rows].to(on), target[rows].to(on))
+            patches = task.task.patching.cut(task.rows.axes, turned(task.normalised[rows], np.random.default_rng([seed, step])))
+        return Reading(task.task.name, torch.from_numpy(patches).to(on), text[rows].to(on), target[rows].to(on))
 
     return batch_at
 
 
-def turned(patches: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
-    """Complex patches [B, P, W], stored as (re, im) pairs, times exp(i phase [B])."""
-    pairs = torch.view_as_complex(patches.reshape(*patches.shape[:2], -1, 2).contiguous())
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(phase), phase)[:, None, None]).reshape(patches.shape)
+def turned(rows: Array, chance: np.random.Generator) -> Array:
+    """Complex rows [B, ...], each times a phase of its own."""
+    phase = chance.uniform(0, 2 * np.pi, (len(rows),) + (1,) * (rows.ndim - 1))
+    return rows * np.exp(1j * phase)
 
 
 def read_all(reader: Reader, data: Prepared, tokenizer: Tokenizer) -> list[str]:

@@ -49,7 +49,7 @@ def make_recordings(count: int, windows: int, samples: int, seed: int) -> Labell
 
 
 def receive(sent: ComplexArray, snr_db: float, chance: Generator) -> ComplexArray:
-    """Unit power, then frequency offset (up to 1 % of the sample rate), phase, white noise at that SNR, and gain (-10 to 10 dB)."""
+    """Unit power, then frequency offset (to 1 % of the sample rate), phase, white noise at that SNR, gain (-10 to 10 dB)."""
     sent = sent / math.sqrt(float(np.mean(np.abs(sent) ** 2)))
     turns = chance.uniform(-0.01, 0.01) * np.arange(len(sent)) + chance.uniform()
     noise = chance.normal(size=(2, len(sent))) * math.sqrt(10 ** (-snr_db / 10) / 2)
@@ -87,7 +87,7 @@ def constellation(name: str) -> ComplexArray:
         raise ValueError(f"no modulation is called {name!r}; there are {', '.join(CLASSES)}")
     levels = np.arange(side) * 2.0 - (side - 1)
     points = (levels[:, None] + 1j * levels[None, :]).ravel()
-    return points / math.sqrt(float(np.mean(np.abs(points) ** 2)))
+    return (points / math.sqrt(float(np.mean(np.abs(points) ** 2)))).astype(np.complex128)
 
 
 def root_raised_cosine(roll_off: float) -> NDArray[np.float64]:
@@ -99,8 +99,10 @@ def root_raised_cosine(roll_off: float) -> NDArray[np.float64]:
         )
     taps[t == 0] = 1 - roll_off + 4 * roll_off / np.pi
     edge = np.isclose(np.abs(t), 1 / (4 * roll_off))
-    taps[edge] = roll_off / math.sqrt(2) * (
-        (1 + 2 / np.pi) * np.sin(np.pi / (4 * roll_off)) + (1 - 2 / np.pi) * np.cos(np.pi / (4 * roll_off))
+    taps[edge] = (
+        roll_off
+        / math.sqrt(2)
+        * ((1 + 2 / np.pi) * np.sin(np.pi / (4 * roll_off)) + (1 - 2 / np.pi) * np.cos(np.pi / (4 * roll_off)))
     )
     return taps / math.sqrt(float(np.sum(taps**2)))
 
@@ -122,6 +124,7 @@ def _shaped(symbols: ComplexArray, taps: NDArray[np.float64]) -> ComplexArray:
 def _message(samples: int, chance: Generator) -> NDArray[np.float64]:
     """Band-limited noise within -1 and 1: what a voice is to a spectrum."""
     width = int(chance.integers(12, 33))
-    noise = np.convolve(chance.normal(size=samples + 4 * width), np.hanning(width), mode="same")[2 * width : 2 * width + samples]
+    noise = np.convolve(chance.normal(size=samples + 4 * width), np.hanning(width), mode="same")[2 * width :][:samples]
     noise = noise - noise.mean()
-    return noise / np.abs(noise).max()
+    message: NDArray[np.float64] = noise / np.abs(noise).max()
+    return message

@@ -36,7 +36,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Reading:
-    """A batch of one kind of signal. `patches` [B, P, W]; `text` [B, L] question and answer; `target` [B, L] true on the answer."""
+    """A batch of one kind: `patches` [B, P, W]; `text` [B, L], question and answer; `target` [B, L], true on the answer."""
 
     kind: str
     patches: Tensor
@@ -90,8 +90,8 @@ class Reader(nn.Module):
             tokens = [self.decoder.logits(hidden[:, -1]).argmax(-1)]
             while len(tokens) < max_new_tokens and not bool((torch.stack(tokens) == EOS).any(0).all()):
                 tokens.append(self.decoder.logits(self.decoder(tokens[-1][:, None], cache=cache)[:, -1]).argmax(-1))
-            for row in torch.stack(tokens, 1).tolist():
-                answers.append(row[: row.index(EOS)] if EOS in row else row)
+            said = torch.stack(tokens, 1).tolist()
+            answers += [row[: row.index(EOS)] if EOS in row else row for row in said]
         return answers
 
 
@@ -124,8 +124,11 @@ def texts(tokenizer: Tokenizer, question: str, answers: Sequence[str]) -> tuple[
 def save_reader(reader: Reader, folder: Path, tokenizer_json: Path) -> list[Path]:
     """Writes the decoder as an export and the entrances beside it; the paths written. The same weights give the same bytes."""
     save(reader.decoder, folder, tokenizer_json=tokenizer_json)
-    weights = {name: tensor.detach().float().contiguous() for name, tensor in reader.state_dict().items()
-               if not name.startswith("decoder.")}
+    weights = {
+        name: tensor.detach().float().contiguous()
+        for name, tensor in reader.state_dict().items()
+        if not name.startswith("decoder.")
+    }
     save_file(weights, folder / "entrances.safetensors", metadata={"format": "pt"})
     forms = {kind: {"patches": form.patches, "values": form.values} for kind, form in reader.forms.items()}
     (folder / "entrances.json").write_text(json.dumps(forms, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -138,9 +141,13 @@ def load_reader(folder: Path) -> Reader:
         forms = {kind: Form(**form) for kind, form in json.loads((folder / "entrances.json").read_text("utf-8")).items()}
         weights = load_file(folder / "entrances.safetensors")
     except (OSError, ValueError, TypeError) as error:
-        raise UserError("N9-SIG-005", f"no reader of signals: {error}", str(folder), "name the folder `reader` of the stage signal.learn") from error
+        raise UserError(
+            "N9-SIG-005", f"no reader of signals: {error}", str(folder), "name the folder `reader` of the stage signal.learn"
+        ) from error
     reader = Reader(load(folder), forms, seed=0)
     missing = reader.load_state_dict(weights, strict=False)
     if missing.unexpected_keys or any(not name.startswith("decoder.") for name in missing.missing_keys):
-        raise UserError("N9-SIG-005", "entrances.safetensors does not fit entrances.json", str(folder), "run the stage signal.learn again")
+        raise UserError(
+            "N9-SIG-005", "entrances.safetensors does not fit entrances.json", str(folder), "run the stage signal.learn again"
+        )
     return reader.eval()

@@ -98,8 +98,12 @@ class Labelled:
 
     def take(self, rows: NDArray[np.int64]) -> Labelled:
         """The rows at those places."""
-        return Labelled(tuple(self.signals[row] for row in rows), self.labels[rows], self.classes,
-                        None if self.snr_db is None else self.snr_db[rows])
+        return Labelled(
+            tuple(self.signals[row] for row in rows),
+            self.labels[rows],
+            self.classes,
+            None if self.snr_db is None else self.snr_db[rows],
+        )
 
 
 def _contradiction(what: str, where: str) -> UserError:

@@ -47,8 +47,12 @@ def _group(rows: Labelled, index: int, by: By) -> str:
         return f"{index:09d}"
     name: str | None = getattr(context, by)
     if not name:
-        raise UserError("N9-SIG-002", f"recording {context.recording} does not say its {by}", f"split by {by}",
-                        f"give every recording its {by}, or split by recording")
+        raise UserError(
+            "N9-SIG-002",
+            f"recording {context.recording} does not say its {by}",
+            f"split by {by}",
+            f"give every recording its {by}, or split by recording",
+        )
     return name
 
 
@@ -57,5 +61,9 @@ def _refuse_shared(rows: Labelled) -> None:
         counts = Counter(getattr(signal.context, what) for signal in rows.signals)
         counts.pop(None, None)
         if counts and (most := counts.most_common(1)[0])[1] > 1:
-            raise UserError("N9-SIG-002", f"{most[1]} rows share the {what} {most[0]}: splitting them one by one would leak it",
-                            "split by row", f"split by {what}")
+            raise UserError(
+                "N9-SIG-002",
+                f"{most[1]} rows share the {what} {most[0]}: splitting them one by one would leak it",
+                "split by row",
+                f"split by {what}",
+            )

@@ -3,6 +3,12 @@
 from ninthsky.run import Stage
 
 STAGES = (
-    Stage("signal.learn", "Signals", version=1, run="ninthsky.signal.learn:run", needs=("train.pretrain", "data.tokens"),
-          uses=("signal", "seed")),
+    Stage(
+        "signal.learn",
+        "Signals",
+        version=1,
+        run="ninthsky.signal.learn:run",
+        needs=("train.pretrain", "data.tokens"),
+        uses=("signal", "seed"),
+    ),
 )

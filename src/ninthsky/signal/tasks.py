@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ninthsky.errors import UserError
 from ninthsky.signal import modulation
-from ninthsky.signal.patches import FloatArray, Patching, normalise
+from ninthsky.signal.patches import Array, FloatArray, Patching, normalise
 from ninthsky.signal.record import Axis, Context, Labelled, Origin, Signal, Value
 from ninthsky.signal.split import By, split
 
@@ -35,13 +35,13 @@ class Task:
 class Prepared:
     """A task's rows, normalised, cut into patches, and split.
 
-    `patches` [N, P, W]; `normalised` [N, *axes] as baselines read it; `scale`, `offset` [N]: what normalising took away, which is
-    what the shortcut control gets to see.
+    `patches` [N, P, W]; `normalised` [N, *axes] as baselines read it; `scale`, `offset` [N]: what normalising took away, which
+    is what the shortcut control gets to see.
     """
 
     task: Task
     rows: Labelled
-    normalised: NDArray[np.generic]
+    normalised: Array
     patches: FloatArray
     scale: NDArray[np.float64]
     offset: NDArray[np.complex128]
@@ -87,10 +87,27 @@ def modulations(seed: int) -> Labelled:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("digits", "handwritten digits", "real", "digit?", Patching((("row", 2), ("column", 2))), "row", digits,
-             "The digits' writers are not known, so one writer's hand may be on both sides of the split."),
-        Task("modulation", "modulations", "synthetic", "modulation?", Patching((("time", 16),)), "recording", modulations,
-             "The modulations are synthetic: no receiver, fading or interference; nothing is shown about signals over the air."),
+        Task(
+            "digits",
+            "handwritten digits",
+            "real",
+            "digit?",
+            Patching((("row", 2), ("column", 2))),
+            "row",
+            digits,
+            "The digits' writers are not known, so one writer's hand may be on both sides of the split.",
+        ),
+        Task(
+            "modulation",
+            "modulations",
+            "synthetic",
+            "modulation?",
+            Patching((("time", 16),), lag=modulation.SAMPLES_PER_SYMBOL),
+            "recording",
+            modulations,
+            "The modulations are synthetic, without receiver, fading or interference, and the symbol length is known: nothing "
+            "is shown about signals over the air.",
+        ),
     )
 }
 

@@ -24,8 +24,14 @@ def serve_store(assign: Assign, line: Line) -> TCPStore:
         listening.bind((assign.bind, 0))
         listening.listen(max(128, assign.world))
         port = listening.getsockname()[1]
-        store = TCPStore(assign.bind, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach(),
-                              timeout=timedelta(seconds=STORE_SECONDS))
+        store = TCPStore(
+            assign.bind,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+            timeout=timedelta(seconds=STORE_SECONDS),
+        )
     line.send(StoreServing(assign.generation, port))
     return store
 
@@ -34,8 +40,13 @@ def form(assign: Assign, where: Rendezvous, store: TCPStore | None) -> None:
     """Joins the generation's default process group. Raises RuntimeError when a peer does not come or the sockets are cut."""
     if store is None:
         store = TCPStore(where.address, where.port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
-    dist.init_process_group(BACKEND, store=PrefixStore(f"generation-{assign.generation}", store), rank=assign.rank,
-                            world_size=assign.world, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
+    dist.init_process_group(
+        BACKEND,
+        store=PrefixStore(f"generation-{assign.generation}", store),
+        rank=assign.rank,
+        world_size=assign.world,
+        timeout=timedelta(seconds=COLLECTIVE_SECONDS),
+    )
 
 
 def leave(probe: Probe) -> None:
@@ -43,4 +54,18 @@ def leave(probe: Probe) -> None:
     probe.let_go()
     if dist.is_initialized():
         dist.destroy_process_group()
+    _forget_meshes()
     gc.collect()  # models and meshes refer to themselves and would hold their groups' sockets open
+
+
+def _forget_meshes() -> None:
+    """Empties DTensor's caches. They compare meshes by their ranks alone, and would hand out the mesh of the generation before:
+    with the place that this process had there, and with its groups. Checkpoints are then written under another rank's offsets.
+    """
+    from torch.distributed.tensor import _collective_utils, _redistribute, debug
+
+    debug._clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    _collective_utils.MeshTopoInfo.build_from_mesh.cache_clear()
+    if hasattr(_redistribute, "clear_redistribute_planner_cache"):  # since torch 2.12
+        _redistribute.clear_redistribute_planner_cache()

@@ -41,8 +41,19 @@ class Injector:
             if fault.kind in kinds and (fault.rank, fault.step, fault.attempt) == (self.rank, step, attempt):
                 now = time.time()
                 if self._mark(fault, now):
-                    append_line(self.events, {"time": now, "kind": "inject", "injected": True, "fault": fault.kind, "rank": fault.rank,
-                                              "step": step, "attempt": attempt, "pid": os.getpid()})
+                    append_line(
+                        self.events,
+                        {
+                            "time": now,
+                            "kind": "inject",
+                            "injected": True,
+                            "fault": fault.kind,
+                            "rank": fault.rank,
+                            "step": step,
+                            "attempt": attempt,
+                            "pid": os.getpid(),
+                        },
+                    )
                     return fault
         return None
 

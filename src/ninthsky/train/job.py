@@ -37,8 +37,15 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True):
 
     def save(self, path: Path) -> Path:
         """Writes the file, and returns its path."""
-        write_json(path, {**msgspec.to_builtins(self), "shape": asdict(self.shape), "recipe": asdict(self.recipe),
-                          "mesh": asdict(self.mesh)})
+        write_json(
+            path,
+            {
+                **msgspec.to_builtins(self),
+                "shape": asdict(self.shape),
+                "recipe": asdict(self.recipe),
+                "mesh": asdict(self.mesh),
+            },
+        )
         return path
 
 

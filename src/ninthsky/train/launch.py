@@ -20,6 +20,7 @@ from ninthsky.guard.job import HostSpec, Injected, JobResult, JobSpec, Watch, ru
 from ninthsky.model.shape import Shape
 from ninthsky.run import StageContext
 from ninthsky.run.folder import read_json, read_lines
+from ninthsky.run.progress import Progress
 from ninthsky.train.inject import Fault, struck
 from ninthsky.train.job import TrainJob
 from ninthsky.train.mesh import Mesh
@@ -46,13 +47,33 @@ def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
     precision: Precision = fixed["precision"] if fixed else "fp32"
     assert train.sequence is not None and train.batch is not None, "size fills them in"
     if train.batch < mesh.data_ranks:
-        raise UserError("N9-CFG-013", f"batch = {train.batch} sequences for {mesh.data_ranks} data-parallel ranks", "[train] batch",
-                        f"batch must be {mesh.data_ranks} at least")
-    recipe = Recipe(lr=train.lr, weight_decay=train.weight_decay, warmup=train.warmup, clip=train.clip, optimizer=train.optimizer,
-                    precision=precision)
-    return TrainJob(shape=shape, recipe=recipe, mesh=mesh, tokens=str(folder.resolve()), folder=str(ctx.out.resolve()),
-                    steps=int(fixed["steps"]) if fixed else 1, sequence=train.sequence, batch=train.batch, seed=settings.seed,
-                    checkpoint_every=train.checkpoint_every, events=str(ctx.folder.events_path.resolve()))
+        raise UserError(
+            "N9-CFG-013",
+            f"batch = {train.batch} sequences for {mesh.data_ranks} data-parallel ranks",
+            "[train] batch",
+            f"batch must be {mesh.data_ranks} at least",
+        )
+    recipe = Recipe(
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        warmup=train.warmup,
+        clip=train.clip,
+        optimizer=train.optimizer,
+        precision=precision,
+    )
+    return TrainJob(
+        shape=shape,
+        recipe=recipe,
+        mesh=mesh,
+        tokens=str(folder.resolve()),
+        folder=str(ctx.out.resolve()),
+        steps=int(fixed["steps"]) if fixed else 1,
+        sequence=train.sequence,
+        batch=train.batch,
+        seed=settings.seed,
+        checkpoint_every=train.checkpoint_every,
+        events=str(ctx.folder.events_path.resolve()),
+    )
 
 
 def decide_length(ctx: StageContext) -> dict[str, Any]:
@@ -79,9 +100,17 @@ def decide_length(ctx: StageContext) -> dict[str, Any]:
 
 def place_faults(settings: Settings, steps: int) -> list[Fault]:
     """The injections with their shares of the run turned into step numbers, never the first or the last two steps."""
-    return [Fault(number=number, kind=given.kind, rank=given.rank, step=min(max(round(given.at * steps), 1), max(steps - 3, 1)),
-                  attempt=given.attempt, factor=given.factor)
-            for number, given in enumerate(settings.train.inject)]
+    return [
+        Fault(
+            number=number,
+            kind=given.kind,
+            rank=given.rank,
+            step=min(max(round(given.at * steps), 1), max(steps - 3, 1)),
+            attempt=given.attempt,
+            factor=given.factor,
+        )
+        for number, given in enumerate(settings.train.inject)
+    ]
 
 
 def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobResult:
@@ -94,7 +123,10 @@ def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobRes
     before = {past.fault.number for past in struck(ctx.out)}
     starts = ctx.out / "guard"
     number = 1 + len(list(starts.glob("start-*")))
-    hosts = [HostSpec(name=f"host-{host}", slots=settings.layout.ranks_per_host, spares=spares) for host in range(settings.layout.hosts)]
+    hosts = [
+        HostSpec(name=f"host-{host}", slots=settings.layout.ranks_per_host, spares=spares)
+        for host in range(settings.layout.hosts)
+    ]
     spec = JobSpec(
         run_id=_run_id(ctx),
         folder=str((starts / f"start-{number}").resolve()),
@@ -103,16 +135,19 @@ def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobRes
         hosts=hosts,
         env={"OMP_NUM_THREADS": "1"},
         watch=Watch.of(settings.guard),
-        injected=[Injected(fault.kind, fault.rank, fault.step, fault.attempt)  # type: ignore[arg-type]
-                  for fault in job.faults if fault.number not in before],
+        injected=[
+            Injected(fault.kind, fault.rank, fault.step, fault.attempt)  # type: ignore[arg-type]
+            for fault in job.faults
+            if fault.number not in before
+        ],
         events=job.events,
     )
-    with ctx.progress(title, total=job.steps, unit="steps") as bar:
-        shown = _Shown(bar, ctx, Path(job.folder) / "history.jsonl")
-        try:
-            return _run(spec, shown.event)
-        finally:
-            shown.close()
+    ctx.say(f"starting {job.mesh.ranks} ranks and {spares * len(hosts)} spares on {len(hosts)} simulated hosts")
+    shown = _Shown(ctx, title, job.steps, Path(job.folder) / "history.jsonl")
+    try:
+        return _run(spec, shown.event)
+    finally:
+        shown.close()
 
 
 def _run(spec: JobSpec, on_event: Callable[[dict[str, Any]], None]) -> JobResult:
@@ -137,23 +172,26 @@ def _run_id(ctx: StageContext) -> str:
 class _Shown:
     """Keeps the screen while the job runs: steps from its history, faults from its events. One thread talks to the screen."""
 
-    def __init__(self, bar: Any, ctx: StageContext, history: Path) -> None:
-        self._bar, self._ctx, self._history = bar, ctx, history
+    def __init__(self, ctx: StageContext, title: str, steps: int, history: Path) -> None:
+        self._ctx, self._title, self._steps, self._history = ctx, title, steps, history
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._done = max((line["step"] + 1 for line in read_lines(history)), default=0)
         self._offset = history.stat().st_size if history.exists() else 0
+        self._bar: Progress | None = None
         self._closing = threading.Event()
-        if self._done:
-            bar.advance(self._done)
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
         self._thread.start()
 
     def event(self, event: dict[str, Any]) -> None:
+        """From the thread that runs the job."""
         self._events.put(event)
 
     def close(self) -> None:
+        """The job is over."""
         self._closing.set()
         self._thread.join()
+        if self._bar is not None:
+            self._bar.finish()
 
     def _show(self) -> None:
         while not self._closing.wait(0.2):
@@ -173,6 +211,8 @@ class _Shown:
                 self._offset += len(raw)
                 line = msgspec.json.decode(raw)
                 figures = {key: line[key] for key in ("loss", "tokens_per_second") if key in line}
+                if self._bar is None:  # its clock begins with the first step, not with the start of the processes
+                    self._bar = self._ctx.screen.task(self._title, self._steps - self._done, "steps")
                 self._bar.advance(max(0, line["step"] + 1 - self._done), **figures)
                 self._done = max(self._done, line["step"] + 1)
 
@@ -180,7 +220,10 @@ class _Shown:
         if event["kind"] == "fault.named":
             self._ctx.say(f"{event['fault']} {event['subject']}: {event['verdict']}", "yellow")
         elif event["kind"] == "fault.repaired":
-            self._ctx.say(f"{event['fault']} repaired: {event['remedy']}; {event['steps_redone']} step redone, "
-                          f"{event['committed_steps_lost']} committed steps lost", "green")
+            self._ctx.say(
+                f"{event['fault']} repaired: {event['remedy']}; {event['steps_redone']} step redone, "
+                f"{event['committed_steps_lost']} committed steps lost",
+                "green",
+            )
         elif event["kind"] == "fault.advised":
-            self._ctx.say(f"{event['fault']} advice only, [guard] action = \"advise\": {event['remedy']}", "yellow")
+            self._ctx.say(f'{event["fault"]} advice only, [guard] action = "advise": {event["remedy"]}', "yellow")

@@ -15,8 +15,8 @@ from ninthsky.train.account import Account, accounts, read_history
 from ninthsky.train.launch import decide_length, guarded, place_faults, plan_job
 
 COLOURS = {"kill": "#c0392b", "freeze": "#2471a3", "nan": "#8e44ad", "slow": "#b9770e"}
-# torchrun 2.13 on another box (2 cores, 4 gloo ranks): a killed rank never came back with its stock rendezvous; 10.8 to 16 s with
-# a prefix per restart, and the 20 steps since the last checkpoint lost.
+# On another 2-core machine, 4 gloo ranks, a checkpoint every 50 steps: with torchrun's own rendezvous the job never came back,
+# with a prefix per restart after 10.8 to 16 s.
 TORCHRUN = "never as shipped, 10.8 to 16 s once its restart is mended, 20 steps lost (measured elsewhere)"
 
 
@@ -28,7 +28,9 @@ def run(ctx: StageContext) -> None:
     result = guarded(ctx, job, "pretraining", ctx.settings.guard.spares_per_host)
     digests = {said["digest"] for said in result.results.values()}
     if len(digests) != 1:
-        raise UserError("N9-TRN-005", f"ranks ended with different weights: {sorted(digests)}", str(ctx.out), "keep the run folder")
+        raise UserError(
+            "N9-TRN-005", f"ranks ended with different weights: {sorted(digests)}", str(ctx.out), "keep the run folder"
+        )
     (digest,) = digests
     with ctx.open("result.json") as file:
         file.write(json.dumps({"digest": digest, "steps": job.steps}, sort_keys=True).encode())
@@ -58,7 +60,9 @@ def _scores(ctx: StageContext, tokens: Path, sequence: int) -> dict[str, float]:
     return {score.name: score.nats_per_token for score in scores}
 
 
-def _tell(ctx: StageContext, history: list[dict[str, Any]], ledger: list[Account], scores: dict[str, float], usage: dict[str, Any]) -> None:
+def _tell(
+    ctx: StageContext, history: list[dict[str, Any]], ledger: list[Account], scores: dict[str, float], usage: dict[str, Any]
+) -> None:
     done = [line for line in history if "loss" in line]
     seconds = sorted(line["seconds"] for line in done)
     ctx.summary(
@@ -74,17 +78,28 @@ def _tell(ctx: StageContext, history: list[dict[str, Any]], ledger: list[Account
         committed_steps_lost=sum(account.record["committed_steps_lost"] for account in ledger),
         guard_share_of_processor=_guard_share(usage),
     )
-    ctx.table("train-losses", "Held-out text, nats per token", ("", "loss"), [(name, round(value, 4)) for name, value in scores.items()],
-              "Unigram and bigram are counts on the same training tokens; every held-out token but the first is scored.")
+    ctx.table(
+        "train-losses",
+        "Held-out text, nats per token",
+        ("", "loss"),
+        [(name, round(value, 4)) for name, value in scores.items()],
+        "Unigram and bigram are counts on the same training tokens; every held-out token but the first is scored.",
+    )
     _plot(ctx, done, ledger)
     _table(ctx, ledger)
     _headline(ctx, ledger, scores)
-    ctx.limit("Two hosts are two agents on this machine, and their network is loopback; faults are inflicted by the run itself: "
-              "SIGKILL, SIGSTOP, a NaN written into one gradient, extra work on one rank. No card failed.")
-    ctx.limit(f"The time from a fault to the next step was taken with {len(usage) - 1} hosts and a handful of ranks. A regroup of "
-              "thousands of ranks was not run: one store and a full mesh of sockets would not do for it.")
+    ctx.limit(
+        "Two hosts are two agents on this machine, and their network is loopback; faults are inflicted by the run itself: "
+        "SIGKILL, SIGSTOP, a NaN written into one gradient, extra work on one rank. No card failed."
+    )
+    ctx.limit(
+        f"The time from a fault to the next step was taken with {len(usage) - 1} hosts and a handful of ranks. A regroup of "
+        "thousands of ranks was not run: one store and a full mesh of sockets would not do for it."
+    )
     if scores["model"] >= scores["bigram"]:
-        ctx.limit(f"At this size and length the model ({scores['model']:.2f} nats) does not beat the bigram ({scores['bigram']:.2f}).")
+        ctx.limit(
+            f"At this size and length the model ({scores['model']:.2f} nats) does not beat the bigram ({scores['bigram']:.2f})."
+        )
 
 
 def _guard_share(usage: dict[str, Any]) -> float | None:
@@ -98,34 +113,93 @@ def _guard_share(usage: dict[str, Any]) -> float | None:
 
 def _plot(ctx: StageContext, done: list[dict[str, Any]], ledger: list[Account]) -> None:
     losses = {line["step"]: line["loss"] for line in done}
-    traces: list[dict[str, Any]] = [{"type": "scatter", "mode": "lines", "name": "training loss", "x": list(losses),
-                                     "y": [round(loss, 5) for loss in losses.values()], "line": {"color": "#2c3e50", "width": 1.5}}]
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "training loss",
+            "x": list(losses),
+            "y": [round(loss, 5) for loss in losses.values()],
+            "line": {"color": "#2c3e50", "width": 1.5},
+        }
+    ]
     shapes = []
     for account in ledger:
         step, colour = account.record["step"], COLOURS.get(account.kind, "#7f8c8d")
-        shapes.append({"type": "line", "x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper",
-                       "line": {"color": colour, "width": 1, "dash": "dot"}})
-        traces.append({"type": "scatter", "mode": "markers", "name": f"{account.id} {account.kind}", "x": [step],
-                       "y": [losses.get(step, losses.get(step - 1))], "marker": {"color": colour, "size": 10, "symbol": "x"},
-                       "text": [account.record["evidence"]["verdict"]], "hoverinfo": "text+x"})
-    ctx.plot("train-loss", "Training loss, with the faults that struck", traces,
-             {"xaxis": {"title": "step"}, "yaxis": {"title": "nats per token"}, "shapes": shapes},
-             "Each marked step was done again, or done by another card, with the same result as in the faultless twin.")
+        shapes.append(
+            {
+                "type": "line",
+                "x0": step,
+                "x1": step,
+                "y0": 0,
+                "y1": 1,
+                "yref": "paper",
+                "line": {"color": colour, "width": 1, "dash": "dot"},
+            }
+        )
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": f"{account.id} {account.kind}",
+                "x": [step],
+                "y": [losses.get(step, losses.get(step - 1))],
+                "marker": {"color": colour, "size": 10, "symbol": "x"},
+                "text": [account.record["evidence"]["verdict"]],
+                "hoverinfo": "text+x",
+            }
+        )
+    ctx.plot(
+        "train-loss",
+        "Training loss, with the faults that struck",
+        traces,
+        {"xaxis": {"title": "step"}, "yaxis": {"title": "nats per token"}, "shapes": shapes},
+        "Each marked step was done again, or done by another card, with the same result as in the faultless twin.",
+    )
 
 
 def _table(ctx: StageContext, ledger: list[Account]) -> None:
     rows = []
     for account in ledger:
         record, evidence = account.record, account.record["evidence"]
-        what = f"{account.kind} of rank {record['rank']} at step {account.injection.fault.step}, injected" if account.injection \
+        what = (
+            f"{account.kind} of rank {record['rank']} at step {account.injection.fault.step}, injected"
+            if account.injection
             else f"{account.kind}, not injected"
+        )
         facts = [msgspec.convert(fact, type=_Fact) for fact in evidence.get("facts", [])]
-        rows.append([account.id, what, evidence["subject"], evidence["verdict"], _seconds(account.named_seconds),
-                     "; ".join(f"{fact.name} = {_short(fact.value)}" for fact in facts), evidence.get("remedy", ""),
-                     _seconds(account.again_seconds), record["steps_redone"], record["committed_steps_lost"]])
-    ctx.table("train-faults", "Faults on the way",
-              ("id", "what", "named", "as", "named after", "evidence", "remedy", "training again after", "steps redone", "committed steps lost"),
-              rows, "Seconds from the injection. A slow rank trains on until it is replaced: for it, the last time is that of the replacement.")
+        rows.append(
+            [
+                account.id,
+                what,
+                evidence["subject"],
+                evidence["verdict"],
+                _seconds(account.named_seconds),
+                "; ".join(f"{fact.name} = {_short(fact.value)}" for fact in facts),
+                evidence.get("remedy", ""),
+                _seconds(account.again_seconds),
+                record["steps_redone"],
+                record["committed_steps_lost"],
+            ]
+        )
+    ctx.table(
+        "train-faults",
+        "Faults on the way",
+        (
+            "id",
+            "what",
+            "named",
+            "as",
+            "named after",
+            "evidence",
+            "remedy",
+            "training again after",
+            "steps redone",
+            "committed steps lost",
+        ),
+        rows,
+        "Seconds from the injection. A slow rank trains on until it is replaced: its last time is the replacement's.",
+    )
 
 
 class _Fact(msgspec.Struct):
@@ -145,8 +219,18 @@ def _headline(ctx: StageContext, ledger: list[Account], scores: dict[str, float]
     killed = next((account for account in ledger if account.kind == "kill" and account.again_seconds is not None), None)
     if killed is not None:
         lost = killed.record["committed_steps_lost"]
-        ctx.headline("Training again after a killed rank (injected)", f"{_seconds(killed.again_seconds)}, {lost} committed steps lost",
-                     "torchrun 2.13", TORCHRUN, f"n9 why {killed.id}")
+        ctx.headline(
+            "Training again after a killed rank (injected)",
+            f"{_seconds(killed.again_seconds)}, {lost} committed steps lost",
+            "torchrun 2.13",
+            TORCHRUN,
+            f"n9 why {killed.id}",
+        )
     else:
-        ctx.headline("Held-out loss", f"{scores['model']:.3f} nats per token", "bigram", f"{scores['bigram']:.3f}",
-                     f"n9 train eval {ctx.out / 'export'} --tokens {ctx.inputs['data.tokens'] / 'tokens'}")
+        ctx.headline(
+            "Held-out loss",
+            f"{scores['model']:.3f} nats per token",
+            "bigram",
+            f"{scores['bigram']:.3f}",
+            f"n9 train eval {ctx.out / 'export'} --tokens {ctx.inputs['data.tokens'] / 'tokens'}",
+        )

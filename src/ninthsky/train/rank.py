@@ -65,7 +65,9 @@ class Vote:
 class Rank:
     """One process. `live` returns its exit status."""
 
-    def __init__(self, job: TrainJob, line: Line, record: RecordWriter, release: Release, shard_folder: Path, host: str) -> None:
+    def __init__(
+        self, job: TrainJob, line: Line, record: RecordWriter, release: Release, shard_folder: Path, host: str
+    ) -> None:
         torch.set_num_threads(1)
         self.job, self.line, self.record, self.release = job, line, record, release
         self.shard_folder, self.host = shard_folder, host
@@ -150,7 +152,9 @@ class Rank:
         self.release.begin()
         self.injector.rank = assign.rank
         self.record.clear_groups()
-        self.record.update(generation=assign.generation, rank=assign.rank, step=assign.resume_step, attempt=0, phase=Phase.JOIN, flags=0)
+        self.record.update(
+            generation=assign.generation, rank=assign.rank, step=assign.resume_step, attempt=0, phase=Phase.JOIN, flags=0
+        )
         self.probe.inner = gloo(assign.bind)
         store = serve_store(assign, self.line) if assign.serve_store else None
         where = self.line.wait_for(Rendezvous, lambda message: message.generation == assign.generation)
@@ -235,13 +239,19 @@ class Rank:
         vote = self._vote(gate, first_bad)
         # Every rank stood here, so every rank finished the step before, and waited until its shard was held.
         self._tell_committed(assign, step - 1)
-        self.record.update(local_wall=local_wall * 1e3, local_cpu=local_cpu * 1e3, data=(computing - begin) * 1e3,
-                           communication=(self.probe.times().wall - before.wall) * 1e3)
+        self.record.update(
+            local_wall=local_wall * 1e3,
+            local_cpu=local_cpu * 1e3,
+            data=(computing - begin) * 1e3,
+            communication=(self.probe.times().wall - before.wall) * 1e3,
+        )
         return vote
 
     def _vote(self, gate: Gate, first_bad: int | None) -> Vote:
         """The gate. The rank whose bad value left it first is where it came from; one that never left comes after all."""
-        own = torch.tensor([*gate.values(), math.inf if first_bad is None else first_bad], dtype=torch.float64, device=self.device)
+        own = torch.tensor(
+            [*gate.values(), math.inf if first_bad is None else first_bad], dtype=torch.float64, device=self.device
+        )
         everyone = torch.empty(dist.get_world_size() * len(own), dtype=torch.float64, device=self.device)
         dist.all_gather_into_tensor(everyone, own)
         rows = everyone.view(-1, len(own)).tolist()
@@ -264,11 +274,22 @@ class Rank:
 
     def _note(self, assign: Assign, step: int, attempt: int, figures: StepFigures | None, seconds: float) -> None:
         """One line of the history. A step that is done again after a regroup is a new line; the last one counts."""
-        line: dict[str, Any] = {"step": step, "attempt": attempt, "generation": assign.generation, "skipped": figures is None,
-                                "seconds": round(seconds, 5), "time": time.time()}
+        line: dict[str, Any] = {
+            "step": step,
+            "attempt": attempt,
+            "generation": assign.generation,
+            "skipped": figures is None,
+            "seconds": round(seconds, 5),
+            "time": time.time(),
+        }
         if figures is not None:
-            line |= {"loss": figures.loss, "norm": figures.norm, "lr": figures.lr, "tokens": figures.tokens,
-                     "tokens_per_second": round(figures.tokens / seconds, 1)}
+            line |= {
+                "loss": figures.loss,
+                "norm": figures.norm,
+                "lr": figures.lr,
+                "tokens": figures.tokens,
+                "tokens_per_second": round(figures.tokens / seconds, 1),
+            }
         append_line(self.folder / HISTORY, line)
 
     # -- faults inflicted on purpose ----------------------------------------------------------------------------------
@@ -289,8 +310,10 @@ class Rank:
     def _checkpoint(self, assign: Assign, trainer: Trainer) -> None:
         saved = checkpoint.save(trainer, self.folder / "checkpoint", lambda: self._may_commit(assign, trainer.step))
         if saved.problem and assign.rank == 0:
-            append_line(Path(self.job.events or os.devnull), {"time": time.time(), "kind": "checkpoint.failed", "step": saved.step,
-                                                              "reason": saved.problem})
+            append_line(
+                Path(self.job.events or os.devnull),
+                {"time": time.time(), "kind": "checkpoint.failed", "step": saved.step, "reason": saved.problem},
+            )
 
     def _may_commit(self, assign: Assign, step: int) -> bool:
         self.line.send(MayCommit(assign.generation, step))

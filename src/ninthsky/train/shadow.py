@@ -55,7 +55,9 @@ def _reduce_scatter(group: MirrorGroup, output: Tensor, input: Tensor, *_: Any) 
     return _Done()
 
 
-def _all_to_all(group: MirrorGroup, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], *_: Any) -> dist.Work:
+def _all_to_all(
+    group: MirrorGroup, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], *_: Any
+) -> dist.Work:
     own = input.split(input_sizes)[group.place] if input_sizes else input.chunk(group.peers)[group.place]
     # A real peer would send as much as was agreed; a mirror sends what it has, and nothing where that is too short.
     for place in output.split(output_sizes) if output_sizes else output.chunk(group.peers):

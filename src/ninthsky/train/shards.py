@@ -46,7 +46,11 @@ def shard_path(folder: Path, rank: int, step: int) -> Path:
 
 
 def write(
-    folder: Path, rank: int, step: int, tensors: Mapping[str, torch.Tensor], extra: dict[str, Any],
+    folder: Path,
+    rank: int,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    extra: dict[str, Any],
     visible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Written:
     """Writes the shard under a draft's name and renames it inside `visible()`. The same state gives the same bytes."""
@@ -86,8 +90,11 @@ def read(folder: Path, rank: int, step: int) -> tuple[dict[str, torch.Tensor], d
         kind = DTYPES[dtype]
         count = torch.Size(shape).numel()
         # Copied, so that each tensor is aligned and owns its memory.
-        tensors[name] = (torch.frombuffer(raw, dtype=torch.uint8, count=count * kind.itemsize, offset=start).clone().view(kind)
-                         if count else torch.empty(0, dtype=kind)).reshape(shape)
+        tensors[name] = (
+            torch.frombuffer(raw, dtype=torch.uint8, count=count * kind.itemsize, offset=start).clone().view(kind)
+            if count
+            else torch.empty(0, dtype=kind)
+        ).reshape(shape)
         start += count * kind.itemsize
     return tensors, header["extra"]
 
@@ -99,6 +106,6 @@ def remove_before(folder: Path, rank: int, step: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _bytes(tensor: torch.Tensor) -> Any:
     flat = tensor.detach().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""

@@ -57,8 +57,9 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     job, where = load_job(path), device()
     ranks = job.mesh.ranks
     register(Probe(RecordWriter(folder / f"record-{rank}"), gloo("127.0.0.1")), where.type)
-    dist.init_process_group(BACKEND, store=FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks,
-                            timeout=timedelta(seconds=300))
+    dist.init_process_group(
+        BACKEND, store=FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks, timeout=timedelta(seconds=300)
+    )
     cursor = Cursor(TokenFile.open(Path(job.tokens), "train").tokens, job.sequence, job.batch, job.seed)
     found: dict[str, dict[str, float]] = {"seconds": {}, "cpu_seconds": {}}
     for precision in job.precisions:

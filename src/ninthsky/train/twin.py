@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 from ninthsky.errors import UserError
 from ninthsky.run import StageContext
 from ninthsky.run.folder import read_json
@@ -24,7 +26,7 @@ def run(ctx: StageContext) -> None:
         ctx.limit("The faultless twin was not run, so nothing shows that repairs left the weights as they would have been.")
         return
     job = plan_job(ctx, length)
-    result = guarded(ctx, type(job)(**{**{name: getattr(job, name) for name in job.__struct_fields__}, "export": False}), "twin", spares=0)
+    result = guarded(ctx, msgspec.structs.replace(job, export=False), "twin", spares=0)
     digest = result.results[0]["digest"]
     skipped = [line["step"] for line in read_history(pretrained / "history.jsonl") if line["skipped"]]
     with ctx.open("result.json") as file:
@@ -35,7 +37,11 @@ def run(ctx: StageContext) -> None:
         ctx.say(f"the run with faults skipped steps {skipped}: its weights cannot equal the twin's", "yellow")
         ctx.limit(f"Steps {skipped} were skipped in the run with faults, so it cannot equal its twin, which did them.")
     elif not equal:
-        raise UserError("N9-TRN-005", f"the faultless twin ended with other weights: {digest}, with faults {faulty['digest']}",
-                        str(ctx.out / "result.json"), "keep the run folder: a repair changed the training, which is a bug of ninthsky")
+        raise UserError(
+            "N9-TRN-005",
+            f"the faultless twin ended with other weights: {digest}, with faults {faulty['digest']}",
+            str(ctx.out / "result.json"),
+            "keep the run folder: a repair changed the training, which is a bug of ninthsky",
+        )
     else:
         ctx.say(f"final weights equal those of the run with faults, bit for bit ({digest})", "green")

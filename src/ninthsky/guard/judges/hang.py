@@ -19,6 +19,8 @@ SETTLING_STEPS = 3  # first steps of a generation are slower: caches, allocation
 SETTLING_FACTOR = 4.0
 GAP_FACTOR = 3.0
 STOPPED = frozenset("Tt")
+BUSY_SHARE = 0.25  # of the quiet time spent on the processor: such a rank works (a checkpoint, an export), if slowly
+BUSY_FACTOR = 8.0
 IDLE_CPU = 0.05  # seconds of processor time since the last heartbeat, below which a process did nothing
 
 
@@ -123,20 +125,24 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
                 onset=quiet,
             )
         ]
+    busy = (window.busy_cpu[roots] >= BUSY_SHARE * quiet) | np.array([window.state[rank] == "D" for rank in roots])
+    if busy.any() and quiet < BUSY_FACTOR * limit:
+        return []
     verdicts = []
     for rank in map(int, roots):
         phase = Phase(int(window.record["phase"][rank])).name
-        cpu = float(window.stale_cpu[rank])
+        cpu = float(window.busy_cpu[rank])
         facts = (
             *base,
             Fact("phase", phase, source="record"),
+            Fact("processor time since it last got on", cpu, BUSY_SHARE * quiet, "s", "/proc/PID/stat"),
             Fact("process state", window.state[rank], source="/proc/PID/stat"),
             *_waiting_for(window, rank),
         )
         text = f"main thread is stuck in phase {phase}"
         confidence = 0.9 if len(roots) == 1 else 0.7
         ruled_out = (beating, f"a victim: {int(graph.waiting.sum())} ranks wait in a collective, this one waits in none")
-        verdicts.append(Verdict("stuck", (rank,), text, facts, ruled_out, confidence, onset=max(quiet, cpu)))
+        verdicts.append(Verdict("stuck", (rank,), text, facts, ruled_out, confidence, onset=quiet))
     return verdicts
 
 

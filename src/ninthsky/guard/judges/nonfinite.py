@@ -24,7 +24,7 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int) -> tuple[Finding, 
     """What the attempts of one step say so far, oldest first.
 
     once, again: to be tried again. card, data: the rotation told them apart. gone: it did not come back when rotated.
-    everywhere: most ranks at once, which is neither a card nor one rank's samples.
+    everywhere: most ranks at once, or only the sum, which is neither a card nor one rank's samples.
     """
     first, last = votes[0], votes[-1]
     facts = tuple(
@@ -45,11 +45,16 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int) -> tuple[Finding, 
             (before, "one card: most ranks are concerned"),
             0.8,
         )
+    if not first.ranks and not last.ranks:
+        text = "the sum of gradients is not finite though every rank's own are: an overflow"
+        return "everywhere", Verdict(
+            "nonfinite", (), text, facts, ("a card or its samples: no rank's own gradients are concerned",), 0.7
+        )
     if not last.rotated:
         finding: Finding = "once" if len(votes) == 1 else "again"
         text = "gradient not finite" + (", again after the step was redone" if len(votes) > 1 else "")
         return finding, Verdict("nonfinite", first.ranks, text, facts, (before,), 1.0)
-    if set(last.ranks) == set(first.ranks):
+    if last.ranks and set(last.ranks) == set(first.ranks):
         return "card", Verdict(
             "nonfinite",
             first.ranks,

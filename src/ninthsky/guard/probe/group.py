@@ -103,7 +103,7 @@ class Probe:
         self._outgoing.clear()
 
     def first_bad(self) -> int | None:
-        """Ends the watch. Which of the watched collectives was the first that this rank entered with a value that is not finite.
+        """Ends the watch. The number of the first watched collective that this rank entered with a value not finite, or None.
 
         All ranks of a stage make the same calls in the same order, so of several bad ranks the one with the lowest number is
         where the value came from: the others received it. The flags stay on the device until here, so nothing stalls.
@@ -171,7 +171,7 @@ class GuardWork(dist.Work):
         return self._inner.get_future()
 
     def get_future_result(self) -> Any:
-        return self._inner.get_future_result()
+        return self._inner.get_future_result()  # type: ignore[attr-defined]
 
     def is_completed(self) -> bool:
         return self._inner.is_completed()
@@ -202,7 +202,7 @@ class GuardGroup(dist.ProcessGroup):
     """Wraps `inner`. The inner group can be dropped (`Probe.let_go`): collectives then raise GroupGone."""
 
     def __init__(self, probe: Probe, inner: dist.ProcessGroup, rank: int, size: int) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]
         self.inner: dist.ProcessGroup | None = inner
         self._probe = probe
         self._name = ""
@@ -210,15 +210,15 @@ class GuardGroup(dist.ProcessGroup):
         probe.groups.add(self)
 
     # torch calls these three by their C++ names.
-    def getBackendName(self) -> str:  # noqa: N802
+    def getBackendName(self) -> str:
         return BACKEND
 
-    def setGroupName(self, name: str) -> None:  # noqa: N802
+    def setGroupName(self, name: str) -> None:
         self._name = name
         if self.inner is not None:
-            self.inner._set_group_name(name)
+            self.inner._set_group_name(name)  # type: ignore[arg-type]
 
-    def getGroupName(self) -> str:  # noqa: N802
+    def getGroupName(self) -> str:
         return self._name
 
     def _get_backend(self, device: torch.device) -> Any:
@@ -284,7 +284,7 @@ def gloo(address: str) -> Inner:
     """Makes gloo groups that listen on `address` only."""
 
     def make(store: Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
-        options = dist.ProcessGroupGloo._Options()
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
         options._timeout = timedelta(seconds=FORMING_SECONDS)
         backend = dist.ProcessGroupGloo(store, rank, size, options)

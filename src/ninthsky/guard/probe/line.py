@@ -23,7 +23,7 @@ ORPHANED_STATUS = 4  # exit status of a rank whose agent is gone
 Wanted = TypeVar("Wanted")
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: the generation or the job ended while something was waited for
+class Interrupted(Exception):
     """Abort or Stop came instead of what was waited for."""
 
     def __init__(self, message: Abort | Stop) -> None:

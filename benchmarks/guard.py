@@ -1,0 +1,271 @@
+"""`python -m benchmarks.guard`: real ranks (FSDP2 x expert parallel over gloo) killed and frozen from outside, again and again.
+
+One job of four ranks on two simulated hosts with a spare each trains on made tokens. When spares are ready on both hosts a rank is
+struck at a random moment. Times run from the signal to the first step that rank 0 has finished in the new generation.
+The peers' figures are from `shared/design/numbers.md`: measured on another day, on a machine of the same kind, not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks.report import median_interval, publish
+from ninthsky.config.load import parse_settings
+from ninthsky.guard.faults import Fault
+from ninthsky.guard.fleet import RECORD_TYPE
+from ninthsky.guard.job import HostSpec, JobSpec, Watch, run_job
+from ninthsky.guard.probe.record import RecordWriter
+from ninthsky.guard.spawner import process_state
+from ninthsky.model.shape import Shape
+from ninthsky.run.folder import read_json, read_lines, write_json
+from ninthsky.train.job import TrainJob
+from ninthsky.train.mesh import Mesh
+from ninthsky.train.recipe import Recipe
+
+HOSTS = 2
+
+
+class Enough(Exception):  # noqa: N818 - it ends the job when all was measured
+    """Raised out of the job's event loop."""
+
+
+def made_tokens(folder: Path, vocab: int, count: int = 200_000) -> None:
+    """Made tokens, only there so that something is trained."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "held_out"):
+        (6 + np.minimum(rng.geometric(0.02, count), vocab - 7)).astype(np.uint16).tofile(folder / f"{name}.bin")
+    splits = {
+        name: {"file": f"{name}.bin", "tokens": count, "documents": 1, "by_language": {"made": count}}
+        for name in ("train", "held_out")
+    }
+    write_json(
+        folder / "index.json",
+        {"format": 1, "dtype": "uint16", "vocab": vocab, "eos": 1, "splits": splits, "bytes_per_token": 1.0},
+    )
+
+
+def make_job(folder: Path, size: str) -> JobSpec:
+    settings = parse_settings(f'size = "{size}"', "benchmark")
+    vocab = settings.data.vocab
+    assert vocab is not None and settings.train.sequence is not None and settings.train.batch is not None
+    made_tokens(folder / "tokens", vocab)
+    job = TrainJob(
+        shape=Shape.of(settings.model, vocab), recipe=Recipe(), mesh=Mesh(dp_shard=4, ep=2), tokens=str(folder / "tokens"),
+        folder=str(folder), steps=1_000_000, sequence=settings.train.sequence, batch=settings.train.batch, seed=7,
+        checkpoint_every=10_000, export=False, events=str(folder / "train-events.jsonl"),
+    )  # fmt: skip
+    path = job.save(folder / "train.json")
+    watch = Watch.of(settings.guard, max_evictions_per_hour=10_000, card_failures=10_000)
+    return JobSpec(
+        run_id=f"bench-{os.getpid()}", folder=str(folder / "guard"), command=[sys.executable, "-m", "ninthsky.train.elastic", str(path)],
+        world=4, hosts=[HostSpec(name=f"host-{n}", slots=2, spares=1) for n in range(HOSTS)], env={"OMP_NUM_THREADS": "1"},
+        watch=msgspec.structs.replace(watch, action="act"),
+    )  # fmt: skip
+
+
+class Striker:
+    """Watches the job's events, measures its cost in peace, then strikes ranks one after another."""
+
+    def __init__(self, spec: JobSpec, strikes: list[signal.Signals], quiet_seconds: float, seed: int) -> None:
+        self.spec, self.strikes, self.quiet_seconds = spec, list(strikes), quiet_seconds
+        self.random = random.Random(seed)
+        self.folder = Path(spec.folder)
+        self.spares: dict[str, set[int]] = {}
+        self.results: list[dict[str, Any]] = []
+        self.cost: dict[str, float] = {}
+        self.struck: tuple[signal.Signals, int, float] | None = None
+        self.busy = False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "formed":
+            held = set(event["places"].values())
+            self.spares = {
+                host: {slot for slot in slots if f"{host}/{slot}" not in held} for host, slots in self.spares.items()
+            }
+        if kind == "spare.ready":
+            self.spares.setdefault(event["host"], set()).add(event["slot"])
+        if kind == "joined" and event["generation"] == 1:
+            self.spares = {host.name: {2} for host in self.spec.hosts}
+            self._later(self._measure_cost, 3.0)
+        if kind == "process.ended":
+            self.spares.get(event["host"], set()).discard(event["slot"])
+        if kind == "fault.repaired":
+            self._record(event)
+        if kind == "commit" and self.cost and not self.busy and all(self.spares.get(host.name) for host in self.spec.hosts):
+            if not self.strikes:
+                raise Enough
+            self._later(self._strike, self.random.uniform(0.2, 1.0))
+
+    def _later(self, work: Callable[[], None], seconds: float) -> None:
+        self.busy = True
+        timer = threading.Timer(seconds, work)
+        timer.daemon = True
+        timer.start()
+
+    def _places(self) -> list[tuple[str, int, int]]:
+        entries = [entry for entry in read_lines(self.folder / "journal.jsonl") if entry["kind"] == "places"]
+        return [(host, slot, pid) for host, slot, pid in entries[-1]["places"]]
+
+    def _strike(self) -> None:
+        kind, rank = self.strikes.pop(0), self.random.randrange(self.spec.world)
+        pid = self._places()[rank][2]
+        self.struck = (kind, rank, time.time())
+        os.kill(pid, kind)
+
+    def _record(self, event: dict[str, Any]) -> None:
+        assert self.struck is not None
+        kind, rank, at = self.struck
+        fault = msgspec.json.decode((self.folder / "faults" / f"{event['fault']}.json").read_bytes(), type=Fault)
+        history = Path(self.spec.command[-1]).parent / "history.jsonl"
+        first: list[float] = []
+        while not first:
+            first = [line["time"] for line in read_lines(history) if line["generation"] == fault.resumed_generation]
+            time.sleep(0.02)
+        assert fault.timeline.named is not None and fault.timeline.trained is not None
+        result = {
+            "kind": kind.name, "rank": rank, "right": fault.rank == rank, "named": fault.timeline.named - at,
+            "gate": fault.timeline.trained - at, "trained": first[0] - at, "lost": fault.committed_steps_lost,
+        }  # fmt: skip
+        self.results.append(result)
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}, flush=True)
+        self.struck, self.busy = None, False
+
+    def _measure_cost(self) -> None:
+        """Processor seconds of controller, agents and ranks over a while of undisturbed training, and the probe's share."""
+        controller = read_json(self.folder / "controller.json")["pid"]  # type: ignore[index]
+        ranks = [pid for _, _, pid in self._places()]
+        agents = sorted({parent_of(pid) for pid in ranks})
+        before = [process_state(pid)[1] for pid in (controller, *agents, *ranks)]
+        entered, begin = self._collectives(), time.monotonic()
+        time.sleep(self.quiet_seconds)
+        after = [process_state(pid)[1] for pid in (controller, *agents, *ranks)]
+        seconds, collectives = time.monotonic() - begin, self._collectives() - entered
+        used = [late - early for late, early in zip(after, before, strict=True)]
+        probe = collectives * collective_cost() + 4 * seconds * 10 * heartbeat_cost()
+        total = sum(used)
+        self.cost = {
+            "controller_core": used[0] / seconds, "controller_mb": resident_mb(controller), "agents_core": sum(used[1:3]) / seconds,
+            "overhead": (used[0] + sum(used[1:3]) + probe) / total, "probe_share": probe / total,
+            "collectives_per_second": collectives / seconds, "collective_us": collective_cost() * 1e6,
+        }  # fmt: skip
+        self.busy = False
+
+    def _collectives(self) -> int:
+        count = 0
+        for host, slot, _ in self._places():
+            raw = (self.spec.memory_folder(host) / f"slot-{slot}.record").read_bytes()
+            count += int(np.frombuffer(raw, RECORD_TYPE)[0]["groups"]["enqueued"].sum(dtype=np.int64))
+        return count
+
+
+def parent_of(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_bytes()
+    return int(text[text.rindex(b")") + 2 :].split()[1])
+
+
+def resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def timed(work: Callable[[], object], times: int = 20_000) -> float:
+    begin = time.process_time()
+    for _ in range(times):
+        work()
+    return (time.process_time() - begin) / times
+
+
+def collective_cost() -> float:
+    """Processor seconds that the record takes per collective: entered, finished, and a header update for good measure."""
+    with tempfile.TemporaryDirectory() as folder:
+        record = RecordWriter(Path(folder) / "record")
+
+        def work() -> None:
+            record.complete(5, record.enqueue(5, 9))
+
+        return timed(work)
+
+
+def heartbeat_cost() -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return timed(RecordWriter(Path(folder) / "record").heartbeat)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="tiny", choices=("nano", "tiny"))
+    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--freezes", type=int, default=6)
+    parser.add_argument("--quiet-seconds", type=float, default=15.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-guard-"))
+    strikes = [signal.SIGKILL] * arguments.kills + [signal.SIGSTOP] * arguments.freezes
+    random.Random(arguments.seed).shuffle(strikes)
+    striker = Striker(make_job(folder, arguments.size), strikes, arguments.quiet_seconds, arguments.seed)
+    try:
+        run_job(striker.spec, striker)
+    except Enough:
+        shutil.rmtree(folder)
+    report(striker, arguments.size, arguments.seed)
+
+
+def report(striker: Striker, size: str, seed: int) -> None:
+    kills = [result for result in striker.results if result["kind"] == "SIGKILL"]
+    stops = [result for result in striker.results if result["kind"] == "SIGSTOP"]
+    figures: dict[str, Any] = {"size": size, "seed": seed, "ranks": 4}
+    samples = {
+        "kill_to_training_s": [r["trained"] for r in kills], "kill_to_gate_s": [r["gate"] for r in kills],
+        "hang_named_s": [r["named"] for r in stops], "hang_to_training_s": [r["trained"] for r in stops],
+    }  # fmt: skip
+    for name, values in samples.items():
+        figures |= median_interval(values, name) if values else {}
+    right = sum(result["right"] for result in striker.results)
+    lost = sum(result["lost"] for result in striker.results)
+    figures |= {"named_right": right, "faults": len(striker.results), "committed_steps_lost": lost, **striker.cost}
+
+    def line(name: str) -> str:
+        if name not in figures:
+            return "not run"
+        return f"{figures[name]:.2f} s [{figures[name + '_ci_low']:.2f}, {figures[name + '_ci_high']:.2f}], n = {figures[name + '_n']}"
+
+    elsewhere = "(numbers.md, measured elsewhere)"
+    rows = [
+        (
+            "kill -> first step finished",
+            line("kill_to_training_s"),
+            f"torchrun 2.13: never, cured 10.8-16 s; torchft 2.1-2.3 s {elsewhere}",
+        ),
+        ("kill -> first gate passed", line("kill_to_gate_s"), "-"),
+        (
+            "frozen -> named",
+            line("hang_named_s"),
+            f"torchrun 1,800 s, wrong rank; NVRx 10.2 s, three ranks at once {elsewhere}",
+        ),
+        ("frozen -> first step finished", line("hang_to_training_s"), f"torchrun never; NVRx 28.6 s {elsewhere}"),
+        ("named right", f"{right} of {len(striker.results)}", "-"),
+        ("committed steps lost", lost, f"torchrun 20 or all {elsewhere}"),
+        ("controller + agents + probe, of all processor time", f"{figures['overhead']:.2%}", "goal 0.5 %"),
+        ("controller, share of a core", f"{figures['controller_core']:.2%}", "-"),
+        ("controller, MB resident", f"{figures['controller_mb']:.0f}", "-"),
+    ]
+    publish("guard", rows, figures)
+
+
+if __name__ == "__main__":
+    main()
