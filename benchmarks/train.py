@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import multiprocessing as mp
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,12 +33,10 @@ from ninthsky.train.loop import Gate, Recipe, Trainer
 from ninthsky.train.loss import next_token_loss
 from ninthsky.train.mesh import Mesh
 
-SHAPE = Shape(
-    vocab=8192, layers=6, dim=384, heads=6, kv_heads=6, experts=8, experts_per_token=2, expert_dim=512, shared_experts=0, dense_layers=0
-)  # fmt: skip
+SHAPE = Shape(8192, 6, 384, 6, 6, 8, 2, 512, shared_experts=0, dense_layers=0)
 ROWS, LENGTH = 4, 512
 CUT = Shape(512, 4, 192, 4, 2, 8, 2, 192, dense_layers=1, dense_dim=512)  # for many ranks on few cores
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def batch(rows: int, length: int, vocab: int, seed: int = 0) -> torch.Tensor:
@@ -62,10 +59,18 @@ def hugging_face(name: str, experts: str, weights: torch.dtype = torch.float32) 
     import transformers
 
     sizes: dict[str, Any] = {
-        "vocab_size": SHAPE.vocab, "hidden_size": SHAPE.dim, "num_hidden_layers": SHAPE.layers, "num_attention_heads": SHAPE.heads,
-        "num_key_value_heads": SHAPE.kv_heads, "num_experts_per_tok": SHAPE.experts_per_token, "head_dim": SHAPE.head_dim,
-        "tie_word_embeddings": False, "use_cache": False, "attn_implementation": "sdpa", "experts_implementation": experts,
-    }  # fmt: skip
+        "vocab_size": SHAPE.vocab,
+        "hidden_size": SHAPE.dim,
+        "num_hidden_layers": SHAPE.layers,
+        "num_attention_heads": SHAPE.heads,
+        "num_key_value_heads": SHAPE.kv_heads,
+        "head_dim": SHAPE.head_dim,
+        "num_experts_per_tok": SHAPE.experts_per_token,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+        "attn_implementation": "sdpa",
+        "experts_implementation": experts,
+    }
     if name == "mixtral":
         config = transformers.MixtralConfig(num_local_experts=SHAPE.experts, intermediate_size=SHAPE.expert_dim, **sizes)
     else:
@@ -132,11 +137,21 @@ def measure_memory(name: str) -> None:
 
     assert transformers
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = ours() if name == "ninthsky" else hugging_face(*name.split())
+    before = peak_resident()
+    if name == "ninthsky":
+        step = ours()
+    else:
+        peer, experts = name.split()
+        step = hugging_face(peer, experts)
     for _ in range(3):
         step()
-    print(json.dumps({"gib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20}))
+    print(json.dumps({"gib": peak_resident() - before}))
+
+
+def peak_resident() -> float:
+    """GiB; Linux's VmHWM, since ru_maxrss of a child begins with its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def one_rank(rank: int, world: int, meeting: str, answers: Any) -> None:
@@ -153,7 +168,7 @@ def one_rank(rank: int, world: int, meeting: str, answers: Any) -> None:
         return trained.apply(Gate.total(trained.gather(trained.gate_values()))).loss
 
     fast, own = trainer(Recipe(), mesh), batch(rows, length, CUT.vocab, seed=rank)
-    seconds = [cpu_seconds(lambda: step(fast, own) and None) for _ in range(8)][3:]
+    seconds = [cpu_seconds(lambda: step(fast, own)) for _ in range(8)][3:]
     sgd = Recipe(lr=1.0, optimizer="sgd", weight_decay=0.0, warmup=0.0, schedule="constant", clip=0.0)
     cut, alone = trainer(sgd, mesh), trainer(sgd, None)
     worst = 0.0

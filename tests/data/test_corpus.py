@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -17,8 +18,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from ninthsky.data.why import explain
-from ninthsky.run.folder import RunFolder, read_json
+from ninthsky.run.folder import RunFolder
 from tests.data.conftest import ARTICLES, Run, bad_pages
+
+
+def saved(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def rows(run: RunFolder, stage: str, folder: str) -> list[dict[str, Any]]:
@@ -27,9 +32,7 @@ def rows(run: RunFolder, stage: str, folder: str) -> list[dict[str, Any]]:
 
 
 def digests(run: RunFolder) -> dict[str, str]:
-    return {
-        name: read_json(run.stage(name) / "manifest.json")["digest"] for name in ("data.pages", "data.corpus", "data.tokens")
-    }
+    return {name: saved(run.stage(name) / "manifest.json")["digest"] for name in ("data.pages", "data.corpus", "data.tokens")}
 
 
 def test_every_page_is_accounted_for(corpus: RunFolder) -> None:
@@ -37,7 +40,7 @@ def test_every_page_is_accounted_for(corpus: RunFolder) -> None:
     kept = [row["id"] for row in rows(corpus, "data.corpus", "documents")]
     dropped = [row["id"] for row in rows(corpus, "data.corpus", "dropped")]
     assert len(kept) + len(dropped) == len(pages) and {*kept, *dropped} == pages
-    funnel = read_json(corpus.stage("data.corpus") / "funnel.json")
+    funnel = saved(corpus.stage("data.corpus") / "funnel.json")
     assert funnel["pages"] == len(pages) and funnel["documents"] == len(kept)
     left = len(pages)
     for step in funnel["steps"]:
@@ -100,7 +103,7 @@ def test_why_answers_for_every_page(corpus: RunFolder) -> None:
 
 def test_tokens_are_what_the_index_says(corpus: RunFolder) -> None:
     folder = corpus.stage("data.tokens") / "tokens"
-    index = read_json(folder / "index.json")
+    index = saved(folder / "index.json")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     documents = rows(corpus, "data.corpus", "documents")
     texts: list[str] = []
@@ -109,7 +112,7 @@ def test_tokens_are_what_the_index_says(corpus: RunFolder) -> None:
         assert len(ids) == split["tokens"] == sum(split["by_language"].values())
         ends = np.flatnonzero(ids == index["eos"])
         assert len(ends) == split["documents"] and ends[-1] == len(ids) - 1 and ids.max() < index["vocab"]
-        texts += [tokenizer.decode(part[:-1]) for part in np.split(ids, ends[:-1] + 1)]
+        texts += [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends[:-1] + 1)]
     assert sorted(texts) == sorted(row["text"] for row in documents)
     assert index["splits"]["held_out"]["documents"] >= 1 and set(index["splits"]["held_out"]["by_language"]) == {"en", "zh"}
     assert index["bytes_per_token"] > 1
@@ -150,7 +153,7 @@ def test_it_goes_on_from_finished_parts(run_data: Run, tmp_path: Path) -> None:
 def run_settings(run: RunFolder) -> Any:
     from ninthsky.config.schema import Settings
 
-    return Settings.model_validate(read_json(run.path / "settings.json")).data
+    return Settings.model_validate(saved(run.path / "settings.json")).data
 
 
 def test_a_corpus_of_nothing_is_told(run_data: Run, tmp_path: Path) -> None:

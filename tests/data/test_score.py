@@ -13,10 +13,10 @@ from ninthsky.data.blocks import decode, parse
 from ninthsky.data.features import NAMES, features, units
 from ninthsky.data.fit import fit, fitted_on, kept_text, labels
 from ninthsky.data.measure import token_f1
-from ninthsky.data.score import choose, spans, weights
+from ninthsky.data.score import best_run, choose, spans, weights
 
 
-def gain_of(chosen: list[tuple[int, int]], gain: np.ndarray, switch: float) -> float:  # type: ignore[type-arg]
+def gain_of(chosen: list[tuple[int, int]], gain: np.ndarray, switch: float) -> float:
     return float(sum(gain[first:last].sum() for first, last in chosen) - switch * len(chosen))
 
 
@@ -32,6 +32,9 @@ def test_spans_are_the_best_of_all(scores: list[float], switch: float) -> None:
         runs = [key for key, _ in itertools.groupby(mask)].count(1)
         best = max(best, float((gain * mask).sum()) - switch * runs)
     assert gain_of(found, gain, switch) == pytest.approx(best, abs=1e-9)
+    assert bool(found) == (best_run(np.array(scores), size) > switch + 1e-9) or best_run(
+        np.array(scores), size
+    ) == pytest.approx(switch)
 
 
 @settings(max_examples=60, deadline=None)

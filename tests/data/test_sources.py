@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -14,17 +15,27 @@ from ninthsky.data import handbook
 from ninthsky.data.pages import choose, document_id
 from ninthsky.data.sources import Entry, Source, entry, from_path, group, open_source
 from ninthsky.errors import UserError
+from ninthsky.run.progress import PlainScreen, Progress
 
 
-def say(text: str) -> None:
-    pass
+class Quiet(PlainScreen):
+    """A teller that tells nobody."""
+
+    def say(self, text: str) -> None: ...
+    def line(self, text: str, style: str = "") -> None: ...
+
+    def progress(self, title: str, total: float | None = None, unit: str = "") -> contextlib.nullcontext[Progress]:
+        return contextlib.nullcontext(self.task(title, total, unit))
+
+
+quiet = Quiet()
 
 
 def test_a_folder_is_read_in_path_order(tmp_path: Path) -> None:
     for name in ("b/two.html", "a/one.HTM", "c.txt", "zh-CN/apt.html"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    source = open_source(str(tmp_path), say)
+    source = open_source(str(tmp_path), quiet)
     assert [e.path for e in source.entries] == ["a/one.HTM", "b/two.html", "zh-CN/apt.html"]
     assert list(source.read(["b/two.html"])) == [("b/two.html", b"b/two.html")]
     assert source.entries[2].language == "zh"
@@ -79,7 +90,7 @@ def test_what_is_no_source_is_told(tmp_path: Path, make: str) -> None:
     if make == "kind":
         path.write_bytes(b"x")
     with pytest.raises(UserError) as caught:
-        open_source(str(path), say)
+        open_source(str(path), quiet)
     assert caught.value.code == "N9-DATA-001" and caught.value.next
 
 
@@ -159,7 +170,7 @@ def fake_apt(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
 def test_apt_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apt(tmp_path, monkeypatch, 'echo "E: Unable to locate package debian-handbook" >&2; exit 100')
     with pytest.raises(UserError) as caught:
-        open_source("debian-handbook", say)
+        open_source("debian-handbook", quiet)
     assert (
         caught.value.code == "N9-DATA-001" and "Unable to locate" in caught.value.what and "apt-get update" in caught.value.next
     )
@@ -169,7 +180,7 @@ def test_no_apt_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no apt-get"):
-        open_source("debian-handbook", say)
+        open_source("debian-handbook", quiet)
 
 
 def test_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +189,6 @@ def test_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f'case "$*" in *download*) cp {package} debian-handbook_1_all.deb; echo x >> {tmp_path}/calls;; esac'
     fake_apt(tmp_path, monkeypatch, script)
     for _ in range(2):
-        source = open_source("debian-handbook", say)
+        source = open_source("debian-handbook", quiet)
         assert list(source.read(["en-US/a.html"])) == [("en-US/a.html", b"<p>a</p>")]
     assert (tmp_path / "calls").read_text() == "x\n"

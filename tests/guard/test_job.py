@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from ninthsky.errors import UserError
+from ninthsky.guard.agent import claim_folder
 from ninthsky.guard.job import JobResult, JobSpec, run_job
 from ninthsky.guard.journal import Journal
+from ninthsky.guard.shards import remove_folder
 from ninthsky.run import folder
 
 pytestmark = pytest.mark.slow
@@ -259,12 +261,19 @@ def wait_until(holds: Any, what: str) -> None:
 
 
 def test_a_second_job_with_the_same_run_id_is_refused(make_job: Any, tmp_path: Path) -> None:
-    from ninthsky.guard.agent import claim_folder
-
     claim_folder(tmp_path / "mine")
     with pytest.raises(UserError) as caught:
         claim_folder(tmp_path / "mine")
     assert caught.value.code == "N9-GRD-003"
+    spec = make_job("second")
+    claim_folder(spec.memory_folder("host-1"))
+    try:
+        with pytest.raises(UserError) as caught:
+            run_job(spec)
+        assert caught.value.code == "N9-GRD-003" and not (Path(spec.folder) / "controller.json").exists()
+        assert spec.memory_folder("host-1").exists(), "the other job keeps its files"
+    finally:
+        remove_folder(spec.memory_folder("host-1"))
     (tmp_path / "mine" / "agent.pid").write_text("1 12345\n")  # a dead agent's: pid 1 started at another time
     (tmp_path / "mine" / "leftover").touch()
     claim_folder(tmp_path / "mine")

@@ -86,6 +86,13 @@ def test_a_starting_process_that_imports_is_not_frozen() -> None:
     assert not judge_frozen(w, LIMITS)
 
 
+def test_a_process_that_waits_for_a_processor_is_not_frozen() -> None:
+    """On a crowded machine it is runnable, gets no turn, and cannot beat."""
+    age, quiet = np.array([0.1, 0.1, 3.0, 0.1]), np.full(4, 3.0)
+    assert judge_frozen(window(heartbeat_age=age, quiet=quiet, state=("S", "S", "D", "S")), LIMITS)
+    assert not judge_frozen(window(heartbeat_age=age, quiet=quiet, state=("S", "S", "R", "S")), LIMITS)
+
+
 def test_when_every_heart_stops_the_machine_stood_still() -> None:
     assert not judge_frozen(window(heartbeat_age=np.full(4, 6.0), quiet=np.full(4, 6.0)), LIMITS)
 
@@ -197,7 +204,7 @@ def test_the_root_is_found_in_a_grid_of_groups(rows: int, columns: int, data: st
 
 
 def test_a_silent_host_is_named_when_others_wait() -> None:
-    w = window(host_silence={"host-0": 0.1, "host-1": 2.7}, quiet=np.full(4, 2.0))
+    w = window(host_silence={"host-0": 0.1, "host-1": 4.2}, quiet=np.full(4, 3.0))
     (verdict,) = judge_host(w, LIMITS)
     assert (verdict.cause, verdict.host, verdict.ranks) == ("host", "host-1", (2, 3))
     assert not judge_hang(w, LIMITS), "its ranks are not blamed one by one"

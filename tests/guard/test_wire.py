@@ -18,7 +18,7 @@ from ninthsky.guard import protocol as p
 from ninthsky.guard.keys import CONTROLLER, Keyring, forge, load_keys
 from ninthsky.guard.wire import MAX_MESSAGE, Caller, Listener
 
-REPORT = p.Report(0, 0, 0.0, [])
+REPORT = p.Report(0, "", 0, 0.0, [])
 
 
 async def until(holds: Callable[[], bool], what: str) -> None:

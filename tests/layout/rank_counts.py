@@ -16,12 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ninthsky.model import Decoder, Shape
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.trainer import Trainer
-
 # function of torch.distributed (its name before and since torch 2.13) -> kind, and which argument holds the payload
 COUNTED = {
     "all_gather_into_tensor": ("gather", 0),
@@ -52,6 +46,13 @@ def main() -> None:
     for name, (kind, place) in COUNTED.items():
         if hasattr(dist, name):
             counting(name, kind, place)
+    # Imported now, because the trainer takes hold of the collectives' names when it is imported.
+    from ninthsky.model import Decoder, Shape
+    from ninthsky.train.loss import next_token_loss
+    from ninthsky.train.mesh import Mesh
+    from ninthsky.train.recipe import Recipe
+    from ninthsky.train.trainer import Trainer
+
     for mesh in json.loads(meshes):
         trainer = Trainer(Decoder(Shape(**json.loads(shape)), seed=0), next_token_loss, Recipe(), 1, Mesh.of(mesh))
         chance = torch.Generator().manual_seed(int(rank))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
+from ninthsky.config.schema import Train
 from ninthsky.layout.cut import Cut, Cuts
-from ninthsky.layout.memory import memory
+from ninthsky.layout.memory import LOGIT_ROWS, QUERY_BLOCK, memory
 from ninthsky.layout.shape import Sizes, Work
 from ninthsky.model import Decoder, Shape
+from ninthsky.model.fused import BLOCKS, output_loss, pays
 from ninthsky.train.loss import next_token_loss
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BASE = dict(
     layers=4,
     dim=96,
@@ -53,13 +58,29 @@ def saved_bytes(model: Decoder, tokens: torch.Tensor) -> int:
     ],
     ids=str,
 )
-def test_activations_are_what_the_decoder_saves(change: dict[str, int]) -> None:
-    rows, sequence = 2, 128
-    shape = {**BASE, **change}
+@pytest.mark.parametrize(("sequence", "precision"), [(128, "fp32"), (256, "fp32"), (128, "bf16")])
+def test_activations_are_what_the_decoder_saves(change: dict[str, int], sequence: int, precision: str) -> None:
+    rows, shape = 2, {**BASE, **change}
     sizes = Sizes(vocab=400, head_dim=24, **shape)  # type: ignore[arg-type]
     model = Decoder(Shape(vocab=400, **shape), seed=0).train()  # type: ignore[arg-type]
-    counted = saved_bytes(model, torch.randint(0, 400, (rows, sequence + 1), generator=torch.Generator().manual_seed(0)))
-    predicted = memory(Cuts.of(Cut(micro_batch=rows)), sizes, Work(sequence, rows, compute_bytes=4))
-    # Of the logits one fp32 copy, the log-softmax, is kept over the whole backward.
-    kept = predicted["activations"][0] + predicted["logits"][0] - 4 * rows * sequence * 400
-    assert kept == pytest.approx(counted, rel=0.03)
+    tokens = torch.randint(0, 400, (rows, sequence + 1), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        counted = saved_bytes(model, tokens)
+    train = Train(sequence=sequence, batch=rows, precision=precision)
+    work = Work.of(train, chip_computes_in=4, on_cpu=True)
+    assert work.keeps_scores == pays(torch.empty(1, dtype=getattr(torch, DTYPES[precision]), requires_grad=True), sequence)
+    predicted = memory(Cuts.of(Cut(micro_batch=rows)), sizes, work)["activations"][0]
+    # Kept besides: the last norm's input, and the gradients of hidden states and head that the loss computes in its forward.
+    predicted += 4 * (2 * rows * sequence * sizes.dim + sizes.embedding)
+    if precision == "bf16":  # copies of weights, which memory() counts as gathered; norms and router are used in fp32
+        in_fp32 = 2 * sizes.embedding + sizes.layers * sizes.norms + sizes.sparse_layers * sizes.router
+        predicted += 2 * (sizes.parameters - in_fp32)
+    assert predicted == pytest.approx(counted, rel=0.03)
+
+
+def test_blocks_are_those_of_the_model() -> None:
+    assert (BLOCKS[torch.bfloat16], BLOCKS.get(torch.float32, 64)) == (QUERY_BLOCK[2], QUERY_BLOCK[4])
+
+
+def test_logits_exist_in_chunks_of_the_models_size() -> None:
+    assert inspect.signature(output_loss).parameters["rows"].default == LOGIT_ROWS

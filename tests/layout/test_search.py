@@ -93,9 +93,9 @@ def test_a_factor_of_nine_cannot_shard_experts() -> None:
     [
         (Cut(tp=3, dp_shard=6144), "heads"),
         (Cut(tp=8, dp_shard=2304, cp=3), "heads"),
-        (Cut(pp=64, dp_shard=288), "layers"),
-        (Cut(pp=4, dp_shard=4608, interleave=5), "interleave"),
-        (Cut(dp_shard=18_432, interleave=2), "interleave"),
+        (Cut(pp=64, dp_replicate=9, dp_shard=32), "layers"),
+        (Cut(pp=4, dp_replicate=36, dp_shard=128, interleave=5), "interleave"),
+        (Cut(dp_replicate=144, dp_shard=128, interleave=2), "interleave"),
         (Cut(dp_replicate=72, dp_shard=256, ep=3), "experts"),
         (Cut(dp_replicate=18, dp_shard=1024, ep=8, micro_batch=2), "batch"),
         (Cut(pp=2, dp_replicate=9, dp_shard=1024, ep=8, micro_batch=2), "bubble"),

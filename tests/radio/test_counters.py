@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from ninthsky.errors import UserError
-from ninthsky.radio.counters import STUCK_HOURS, read_counters
+from ninthsky.radio.counters import STUCK_HOURS, read_counters, repeated
 from tests.radio.rows import FIRST, rows_of
 
 Write = Callable[..., Path]
@@ -192,3 +192,17 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path: Path, content: bytes,
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_counters(tmp_path / "nowhere.csv")
+
+
+def test_runs_of_one_value_are_found_from_a_day_on_and_whole() -> None:
+    rng = np.random.default_rng(0)
+    loads = rng.random((4, 96)).astype(np.float32)
+    loads[0, 10 : 10 + STUCK_HOURS] = 0.3
+    loads[1, 10 : 10 + STUCK_HOURS - 1] = 0.3
+    loads[2, 50:] = 0.0
+    loads[3, :60] = np.nan
+    stuck = repeated(loads)
+    assert np.flatnonzero(stuck[0]).tolist() == list(range(10, 10 + STUCK_HOURS))
+    assert not stuck[1].any()
+    assert np.flatnonzero(stuck[2]).tolist() == list(range(50, 96))
+    assert not stuck[3].any()

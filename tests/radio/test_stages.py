@@ -37,7 +37,7 @@ def run(folder: RunFolder, given: Settings, fresh: bool = True) -> dict[str, dic
     manifests = {}
     for stage in STAGES:
         run_stage(folder, given, stage, PlainScreen(), fresh=fresh)
-        manifests[stage.name] = read_json(folder.stage(stage.name) / "manifest.json")
+        manifests[stage.name] = json.loads((folder.stage(stage.name) / "manifest.json").read_text())
     return manifests
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ninthsky.radio.made import make, make_shard
 @given(hnp.arrays(np.float32, (3, 48), elements=st.floats(0, 1e6, width=32) | st.just(float("nan"))))
 def test_codes_keep_loads_to_half_a_step(loads: np.ndarray) -> None:
     codes, scale = store.encode(loads)
-    counters = store.Counters(_day(), ["S"] * 3, list("ABC"), np.ones(3, bool), scale, codes, True, "")
+    counters = store.Counters(datetime.date(2026, 1, 5), ["S"] * 3, list("ABC"), np.ones(3, bool), scale, codes, True, "")
     back = counters.loads()
     assert (np.isnan(back) == np.isnan(loads)).all()
     known = ~np.isnan(loads)
@@ -66,9 +67,3 @@ def test_made_stations_hold_gaps_and_dead_counters() -> None:
     missing = (codes == store.MISSING).mean(axis=1)
     assert 0 < missing.mean() < 0.05
     assert (missing > 0.05).any()
-
-
-def _day() -> object:
-    import datetime
-
-    return datetime.date(2026, 1, 5)

@@ -84,6 +84,14 @@ def test_it_learns(export: Path, roots: np.ndarray, tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
 
 
+def test_it_can_forecast_before_it_learns_on(export: Path, roots: np.ndarray, tmp_path: Path) -> None:
+    """As after a kill between the two parts of the training: the first thing that the process does is to forecast."""
+    learner = Learner(export, roots, FIRST_DAY, seed=3)
+    before = learner.quantiles(roots, FIRST_DAY, 20)
+    learner.learn(20, 3, PlainScreen().task("learn", 3, "steps"), tmp_path)
+    assert not (learner.quantiles(roots, FIRST_DAY, 20) == before).all()
+
+
 KILLED = """
 import sys
 from pathlib import Path
@@ -94,8 +102,8 @@ from ninthsky.radio.transformer import Learner
 from ninthsky.run.progress import PlainScreen
 roots = site_roots(make_shard(0, 30, 3, 28, seed=2))
 learner = Learner(Path(sys.argv[1]), roots, FIRST_DAY, seed=3)
-learner.learn(20, 260, PlainScreen().task("learn", 260, "steps"), Path(sys.argv[2]))
-learner.learn(24, 40, PlainScreen().task("learn", 40, "steps"), Path(sys.argv[2]) / "later")
+learner.learn(20, 130, PlainScreen().task("learn", 130, "steps"), Path(sys.argv[2]))
+learner.learn(24, 20, PlainScreen().task("learn", 20, "steps"), Path(sys.argv[2]) / "later")
 np.save(sys.argv[3], learner.quantiles(roots, FIRST_DAY, 28))
 """
 

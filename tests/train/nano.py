@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from ninthsky.config.load import parse_settings
 from ninthsky.guard.job import HostSpec, Injected, JobResult, JobSpec, Watch, run_job
 from ninthsky.model.shape import Shape
+from ninthsky.run.engine import run_stage
+from ninthsky.run.folder import RunFolder, write_json
+from ninthsky.run.progress import PlainScreen
 from ninthsky.train.inject import Fault
 from ninthsky.train.job import TrainJob
 from ninthsky.train.mesh import Mesh
 from ninthsky.train.recipe import Recipe
+from ninthsky.train.stages import STAGES
 
 VOCAB = 64
 SHAPE = Shape(vocab=VOCAB, layers=2, dim=16, heads=2, kv_heads=1, experts=4, experts_per_token=2, expert_dim=16, dense_dim=32)
@@ -45,12 +50,19 @@ def make_job(tokens: Path, folder: Path, steps: int, faults: list[Fault] | None 
     folder.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {
         "shape": SHAPE, "recipe": Recipe(), "mesh": MESH, "tokens": str(tokens), "folder": str(folder), "steps": steps,
-        "sequence": 16, "batch": 8, "seed": 3, "checkpoint_every": 20, "faults": faults or [], "events": str(folder / "events.jsonl"),
+        "sequence": 16, "batch": 8, "seed": 3, "checkpoint_every": 20, "faults": faults or [],
+        "events": str(folder / "events.jsonl"),
     }  # fmt: skip
     return TrainJob(**{**given, **changes})
 
 
-def run_guarded(job: TrainJob, on_event: Callable[[dict[str, Any]], None] | None = None, spares: int = 1, **watch: Any) -> JobResult:
+def run_guarded(
+    job: TrainJob,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    spares: int = 1,
+    hosts: list[HostSpec] | None = None,
+    **watch: Any,
+) -> JobResult:
     """Two hosts of two ranks."""
     folder = Path(job.folder)
     path = job.save(folder / "train.json")
@@ -59,10 +71,26 @@ def run_guarded(job: TrainJob, on_event: Callable[[dict[str, Any]], None] | None
         folder=str(folder / "guard"),
         command=[sys.executable, "-m", "ninthsky.train.elastic", str(path)],
         world=4,
-        hosts=[HostSpec(name=f"host-{host}", slots=2, spares=spares) for host in range(2)],
+        hosts=hosts or [HostSpec(name=f"host-{host}", slots=2, spares=spares) for host in range(2)],
         env={"OMP_NUM_THREADS": "1"},
         watch=Watch(action="act", **watch),
         injected=[Injected(fault.kind, fault.rank, fault.step, fault.attempt) for fault in job.faults],  # type: ignore[arg-type]
         events=job.events,
     )
     return run_job(spec, on_event)
+
+
+def run_training(folder: Path, text: str, *names: str) -> None:
+    """Stages of the training room, `text` being their run.toml; what stands before them is made up where it is missing."""
+    settings = parse_settings(text, "run.toml")
+    run = RunFolder(folder)
+    for name in ("data.tokens", "layout"):
+        if not (run.stage(name) / "manifest.json").exists():
+            if name == "layout":
+                write_json(run.stage(name) / "mesh.json", {"dp_shard": 4, "ep": 2})
+            else:
+                write_tokens(run.stage(name) / "tokens")
+            write_json(run.stage(name) / "manifest.json", {"digest": name})
+    for stage in STAGES:
+        if stage.name in names:
+            run_stage(run, settings, stage, PlainScreen(), fresh=False)

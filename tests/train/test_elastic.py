@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ninthsky.guard.job import JobResult
+from ninthsky.guard.job import HostSpec, JobResult
 from ninthsky.model.files import load
 from ninthsky.run.folder import read_lines
 from ninthsky.train import checkpoint
 from ninthsky.train.account import read_history
 from ninthsky.train.inject import Fault, struck
+from tests.guard.test_partition import Network, network
 from tests.train.nano import make_job, run_guarded, write_tokens
 
+__all__ = ["network"]  # a fixture
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS = 80
 
@@ -73,7 +76,11 @@ def test_each_fault_is_named_and_none_costs_a_committed_step(faulty: Ran) -> Non
 
 def test_injections_are_told_as_such(faulty: Ran) -> None:
     told = [event for event in read_lines(faulty.folder / "events.jsonl") if event["kind"] == "inject"]
-    assert [(event["fault"], event["rank"], event["step"]) for event in told] == [("kill", 2, 10), ("freeze", 1, 35), ("nan", 3, 60)]
+    assert [(event["fault"], event["rank"], event["step"]) for event in told] == [
+        ("kill", 2, 10),
+        ("freeze", 1, 35),
+        ("nan", 3, 60),
+    ]
     assert all(event["injected"] for event in told)
 
 
@@ -100,7 +107,9 @@ def test_export_and_checkpoint_hold_the_final_weights(faulty: Ran) -> None:
 
 def test_a_slow_rank_is_named_and_replaced(tmp_path: Path, tokens: Path, twin: Ran) -> None:
     result = run_guarded(make_job(tokens, tmp_path / "slow", STEPS, [Fault(0, "slow", 0, 15, factor=4.0)]))
-    assert [(fault.cause, fault.rank, fault.state, fault.injected) for fault in result.faults] == [("slow", 0, "repaired", True)]
+    assert [(fault.cause, fault.rank, fault.state, fault.injected) for fault in result.faults] == [
+        ("slow", 0, "repaired", True)
+    ]
     assert result.faults[0].committed_steps_lost == 0
     assert result.results[0]["digest"] == twin.digest
 
@@ -125,9 +134,46 @@ def test_a_frozen_rank_that_is_never_killed_is_refused_when_it_thaws(tmp_path: P
     assert [event["status"] for event in ended] == ["status 3"]
     lines = list(read_lines(folder / "history.jsonl"))
     assert before and before[0] >= 15
-    assert [line["generation"] for line in lines] == sorted(line["generation"] for line in lines), "nothing came late from generation 1"
+    assert [line["generation"] for line in lines] == sorted(line["generation"] for line in lines), (
+        "nothing came late from generation 1"
+    )
     assert [line["step"] for line in lines] == list(range(STEPS))
     assert result.results[0]["digest"] == twin.digest
+
+
+def test_ranks_blocked_on_a_host_that_is_cut_off_are_freed(
+    tmp_path: Path,
+    tokens: Path,
+    twin: Ran,
+    network: Network,  # noqa: F811 - the fixture
+) -> None:
+    folder = tmp_path / "cut"
+    hosts = [
+        HostSpec(name=f"host-{host}", slots=2, spares=2, address=network.address(host), launch=("ip", "netns", "exec", name))
+        for host, name in enumerate(network.names)
+    ]
+    done = threading.Event()
+
+    def cut() -> None:
+        while not done.is_set() and sum(1 for _ in read_lines(folder / "history.jsonl")) < 10:
+            time.sleep(0.005)
+        network.pass_packets(1, False)
+
+    def mend(event: dict[str, Any]) -> None:
+        if event["kind"] == "fault.repaired":
+            network.pass_packets(1, True)
+
+    watcher = threading.Thread(target=cut)
+    watcher.start()
+    try:
+        result = run_guarded(make_job(tokens, folder, STEPS), mend, hosts=hosts, bind=f"{network.subnet}.1")
+    finally:
+        done.set()
+        watcher.join()
+    # No reset comes from a cut host: without the abort of their sockets ranks 0 and 1 would wait for ever.
+    assert [(fault.cause, fault.host, fault.committed_steps_lost) for fault in result.faults] == [("host", "host-1", 0)]
+    assert result.results[0]["digest"] == twin.digest
+    assert {said["host"] for said in result.results.values()} == {"host-0"}
 
 
 def test_a_bad_value_that_stays_with_its_card_costs_the_card_its_place(tmp_path: Path, tokens: Path) -> None:

@@ -194,6 +194,6 @@ def test_masked_loss_counts_answers_only() -> None:
     targets[:, :10] = IGNORED
     total, count = masked_token_loss(made, (inputs, targets))
     each = F.cross_entropy(made.logits(made(inputs)).transpose(1, 2), batch[:, 1:], reduction="none")
-    assert count == 12 * 6 and float(total) == pytest.approx(float(each[:, 10:].sum()), rel=1e-5)
+    assert count == 12 * 6 and float(total.detach()) == pytest.approx(float(each[:, 10:].sum()), rel=1e-5)
     whole, everything = next_token_loss(made, batch)
-    assert everything == 12 * 16 and float(whole) == pytest.approx(float(each.sum()), rel=1e-5)
+    assert everything == 12 * 16 and float(whole.detach()) == pytest.approx(float(each.sum()), rel=1e-5)

@@ -48,6 +48,11 @@ def rules(policy: dict[str, Any], language: str) -> dict[str, str]:
     return {kind["name"]: kind["rule"] for kind in policy[language]["kinds"]}
 
 
+def sentences(policy: dict[str, Any], language: str) -> set[str]:
+    """Every answer and refusal that the policy's examples use, word for word."""
+    return {line for kind in policy[language]["kinds"] for line in (*kind["answers"], *kind.get("refusals", ()))}
+
+
 def make_prompts(policy: dict[str, Any], split: Split, count: int, languages: dict[str, float], seed: int) -> list[Prompt]:
     """`count` prompts of each bank, no two alike, kinds in turn, languages by their share (shares sum to 1).
 

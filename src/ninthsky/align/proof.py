@@ -81,11 +81,10 @@ def distance(policy: Decoder, reference: Decoder, tokenizer: Tokenizer, said: Se
 
 @torch.no_grad()
 def text_loss(model: Decoder, tokens: NDArray[Any], sequence: int, windows: int = 64) -> float:
-    """Nats per token on plain held-out text: evenly spaced windows of `sequence` + 1 tokens. nan where the text is shorter."""
+    """Nats per token on plain held-out text: evenly spaced windows of `sequence` + 1 tokens, or one of all."""
     model.eval()
+    sequence = min(sequence, len(tokens) - 1)
     count = min(windows, (len(tokens) - 1) // sequence)
-    if count < 1:
-        return float("nan")
     starts = np.linspace(0, len(tokens) - sequence - 1, count).astype(np.int64)
     batch = torch.from_numpy(np.stack([tokens[start : start + sequence + 1] for start in starts]).astype(np.int64))
     total = 0.0

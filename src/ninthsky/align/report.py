@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ninthsky.align.answers import WANTED, Answer, rate
+from ninthsky.align.answers import WANTED, Answer, rate, right_reason, word_for_word
 from ninthsky.align.policy import BANKS, Bank, Prompt, Split, rules
 from ninthsky.align.proof import Ranking
 from ninthsky.run import StageContext
@@ -115,7 +115,7 @@ def show_proof(ctx: StageContext, answers: Sequence[Answer], moved: Moved) -> No
         bars,
         {"yaxis": {"tickformat": ".0%", "range": [0, 1]}},
     )
-    _distance(ctx, moved)
+    _distance(ctx, held_out, moved)
     before, after, over = refused["forbidden", "before"], refused["forbidden", "after"], refused["harmless", "after"]
     ctx.summary(
         refused_before=before.share,
@@ -155,7 +155,7 @@ def _row(title: str, answers: Sequence[Answer]) -> list[Any]:
     ]
 
 
-def _distance(ctx: StageContext, moved: Moved) -> None:
+def _distance(ctx: StageContext, held_out: Sequence[Answer], moved: Moved) -> None:
     pretrained, tuned, corrected = moved.text_loss
     ctx.table(
         "distance",
@@ -170,6 +170,12 @@ def _distance(ctx: StageContext, moved: Moved) -> None:
             ],
             ["held-out pairs with positive reward margin", "-", f"{moved.after.margin_positive:.1%}"],
             ["mean reward of the chosen answer", "0", f"{moved.after.chosen_reward:+.3f}"],
+            [
+                "sentences of the policy's examples, word for word",
+                f"{word_for_word(held_out, 'before').share:.1%}",
+                f"{word_for_word(held_out, 'after').share:.1%}",
+            ],
+            ["refusals that give the right reason", "-", f"{right_reason(held_out)}"],
             ["loss on plain held-out text, nats per token", f"{tuned:.3f} (pretrained: {pretrained:.3f})", f"{corrected:.3f}"],
         ],
         note="Preference accuracy alone proves nothing: a model can rank every pair rightly and still refuse nothing.",
@@ -183,6 +189,8 @@ def _distance(ctx: StageContext, moved: Moved) -> None:
         text_loss_before=tuned,
         text_loss_after=corrected,
         text_loss_change=corrected / tuned - 1,
+        word_for_word=word_for_word(held_out, "after").share,
+        right_reason=right_reason(held_out).share,
     )
     warnings = []
     if moved.kl > MAX_KL:

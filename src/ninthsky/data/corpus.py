@@ -108,8 +108,8 @@ def run(ctx: StageContext) -> None:
 def _duplicates(parts: list[Path], threshold: float) -> dict[str, Drop]:
     """Reduce: which documents go as duplicates. Only hashes, lengths and signatures are held, 0.6 kB a document.
 
-    Of equal or near documents the one with the least text in a second script stays (a translation with untranslated paragraphs
-    goes before the original), then the longest, then the first by source and path.
+    Of equal or near documents the one with the largest share of text in its own language stays (the original, not the page that
+    was half translated from it), then the longest, then the first by source and path.
     """
     columns = ["id", "source", "path", "hash", "signature", "stage", "figures"]
     rows = [row for part in parts for row in pq.read_table(part, columns=columns).to_pylist() if row["stage"] is None]
@@ -137,8 +137,7 @@ def _duplicates(parts: list[Path], threshold: float) -> dict[str, Drop]:
 def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
     """The smallest of a cluster survives."""
     figures = dict(row["figures"])
-    mixed = min(figures["cjk_share"], 1 - figures["cjk_share"])
-    return round(mixed, 2), -figures["min_words"], row["source"], row["path"], row["id"]
+    return -round(figures["language_share"], 2), -figures["min_words"], row["source"], row["path"], row["id"]
 
 
 __all__ = ["DOCUMENTS", "DROPPED", "STEPS", "part_of", "run"]

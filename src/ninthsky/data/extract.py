@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from ninthsky.config.schema import Data
 from ninthsky.data.blocks import decode, parse
-from ninthsky.data.language import UNKNOWN, detect
+from ninthsky.data.features import units
+from ninthsky.data.language import UNKNOWN, detect, share
 from ninthsky.data.quality import Rule, judge, table
-from ninthsky.data.score import choose
+from ninthsky.data.score import best_run, choose, weights
 
 # The steps of the funnel, in order. Each drop names one of them.
 READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR = (
@@ -21,6 +22,7 @@ READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR = (
     "near duplicate",
 )
 STEPS = (READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR)
+_MIXED = 0.6  # share of the text in its own language, at least; own threshold
 _UNREADABLE = 0.02  # share of characters that no encoding explains, at most
 
 
@@ -80,18 +82,21 @@ class Extractor:
         characters = sum(len(block.text) for block in page.blocks)
         kept = [block for first, last in document.spans for block in page.blocks[first:last]]
         document.text = "\n".join(block.text for block in kept)
-        share = sum(len(block.text) for block in kept) / characters
-        document.figures.update(kept_share=round(share, 6), kept_blocks=len(kept), best_score=float(scores.max()))
+        kept_share = sum(len(block.text) for block in kept) / characters
+        document.figures.update(kept_share=round(kept_share, 6), kept_blocks=len(kept), best_score=float(scores.max()))
         if not kept:
-            return Drop(
-                EXTRACTION, "no_article", float(scores.max()), 0, "no run of blocks scores as an article: the page is all shell"
-            )
+            best, needed = best_run(scores, units(page)), weights().switch
+            return Drop(EXTRACTION, "no_article", round(best, 4), needed, "no run of blocks scores as an article: all shell")
         document.language, cjk = detect(document.text)
         document.figures["cjk_share"] = round(cjk, 6)
         if document.language not in self.data.languages:
             return Drop(
                 LANGUAGE, "wanted_languages", 0, 1, f"language {document.language}; wanted: {', '.join(self.data.languages)}"
             )
+        own = share(document.text, document.language)
+        document.figures["language_share"] = round(own, 6)
+        if own < _MIXED:
+            return Drop(LANGUAGE, "mixed_languages", own, _MIXED, f"too little of it is {document.language}: partly translated")
         figures, broken = judge(document.text, document.language, self.rules)
         document.figures.update(figures)
         if broken is not None:

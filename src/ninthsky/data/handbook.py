@@ -6,6 +6,7 @@ No root is needed: where the system's package lists are empty, lists of our own 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import lzma
@@ -13,20 +14,24 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ninthsky.data.sources import Source, entry
+from ninthsky.data.sources import Source, Teller, entry
 from ninthsky.errors import UserError
+from ninthsky.run.progress import Progress
 
 PACKAGE = "debian-handbook"
 _ROOT = "usr/share/doc/debian-handbook/html/"
 _MAX_MEMBER = 20_000_000  # bytes; the book's largest page has 0.1 MB
 _SECONDS = 600.0
+_MEGABYTES, _PAGES = 35, 3_302  # of the package in Debian 12: what progress is held against
 
 
 def cache_folder() -> Path:
@@ -34,18 +39,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ninthsky"
 
 
-def source(say: Callable[[str], None]) -> Source:
+def source(teller: Teller) -> Source:
     """All pages of the book. The second time nothing is fetched. Raises UserError N9-DATA-001."""
     folder = cache_folder() / PACKAGE
     kept = sorted(folder.glob("*.parquet"))
     if kept:
         stored = kept[-1]
-        say(f"{PACKAGE}: pages kept from before ({stored.name})")
+        teller.say(f"{PACKAGE}: pages kept from before ({stored.name})")
     else:
-        package = fetch(folder, say)
-        say(f"{PACKAGE}: unpacking {package.name} ({package.stat().st_size / 1e6:.0f} MB), nothing is installed")
+        package = fetch(folder, teller)
         stored = folder / f"{package.stem}.parquet"
-        _store(pages_of(package), stored)
+        with teller.progress(f"unpacking {package.name}, nothing is installed", _PAGES, "pages") as bar:
+            _store(pages_of(package), stored, bar)
+        package.unlink()
     paths = pq.read_table(stored, columns=["path"]).column("path").to_pylist()
 
     def read(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -57,50 +63,68 @@ def source(say: Callable[[str], None]) -> Source:
     return Source(PACKAGE, tuple(map(entry, paths)), read)
 
 
-def fetch(folder: Path, say: Callable[[str], None]) -> Path:
+def fetch(folder: Path, teller: Teller) -> Path:
     """Downloads the package with apt into `folder` and returns its path. Raises UserError N9-DATA-001 with apt's own words."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unavailable(f"the cache cannot be written: {error}", "set XDG_CACHE_HOME to a folder of yours") from error
     present = sorted(folder.glob(f"{PACKAGE}_*.deb"))
     if present:
         return present[-1]
     apt = shutil.which("apt-get")
     if apt is None:
         raise _unavailable("there is no apt-get on this machine", "name a folder of HTML in [data] sources")
-    say(f"{PACKAGE}: fetching the package (35 MB)")
-    error = _apt(apt, folder, ["download", PACKAGE])
-    if error:
-        say(f"{PACKAGE}: not in the system's package lists; fetching lists of our own")
+    with teller.progress(f"fetching the package {PACKAGE}", _MEGABYTES, "MB") as bar:
+        failure = _apt(apt, folder, ["download", PACKAGE], bar)
+    if failure:
+        teller.say(f"{PACKAGE}: the system's package lists do not have it ({failure}); fetching lists of our own")
         lists = folder / "apt"
         for part in ("lists/partial", "cache/archives/partial"):
             (lists / part).mkdir(parents=True, exist_ok=True)
         own = ["-o", f"Dir::State::lists={lists / 'lists'}", "-o", f"Dir::Cache={lists / 'cache'}"]
-        error = _apt(apt, folder, [*own, "update"]) or _apt(apt, folder, [*own, "download", PACKAGE])
+        with teller.progress("fetching package lists", None, "MB") as bar:
+            failure = _apt(apt, folder, [*own, "update"], bar)
+        if not failure:
+            with teller.progress(f"fetching the package {PACKAGE}", _MEGABYTES, "MB") as bar:
+                failure = _apt(apt, folder, [*own, "download", PACKAGE], bar)
         shutil.rmtree(lists, ignore_errors=True)
     present = sorted(folder.glob(f"{PACKAGE}_*.deb"))
     if not present:
         raise _unavailable(
-            error or "apt-get downloaded nothing", "run `apt-get update`, or name a folder of HTML in [data] sources"
+            failure or "apt-get downloaded nothing", "run `apt-get update`, or name a folder of HTML in [data] sources"
         )
     return present[-1]
 
 
-def _apt(apt: str, folder: Path, arguments: list[str]) -> str:
-    """Runs apt-get in `folder`; what it said when it failed, else nothing."""
+def _apt(apt: str, folder: Path, arguments: list[str], bar: Progress) -> str:
+    """Runs apt-get in `folder`, told by what it has written there; its own words when it failed, else nothing."""
     # Without the sandbox user apt would complain that another user cannot write into our cache.
     command = [apt, "-q", "-o", "APT::Sandbox::User=root", *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired:
-        return f"apt-get gave no answer in {_SECONDS:.0f} s"
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["apt-get failed"])[-1]
+    began, shown = time.monotonic(), _size(folder)
+    with tempfile.TemporaryFile("w+") as words:
+        with subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=words, env={**os.environ, "LC_ALL": "C"}
+        ) as process:
+            while process.poll() is None:
+                if time.monotonic() - began > _SECONDS:
+                    process.kill()
+                    return f"apt-get gave no answer in {_SECONDS:.0f} s"
+                time.sleep(0.1)
+                size = _size(folder)
+                bar.advance(max(size - shown, 0.0))
+                shown = max(size, shown)
+        words.seek(0)
+        return "" if process.returncode == 0 else (words.read().strip().splitlines() or ["apt-get failed"])[-1]
+
+
+def _size(folder: Path) -> float:
+    """MB under a folder in which another process writes, and renames as it likes."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total / 1e6
 
 
 def _unavailable(what: str, next: str) -> UserError:
@@ -148,11 +172,15 @@ def _data_member(raw: IO[bytes], package: Path) -> IO[bytes]:
     raise UserError("N9-DATA-001", "the Debian package has no data member", str(package), "delete the file, and run again")
 
 
-def _store(pages: Iterator[tuple[str, bytes]], target: Path) -> None:
+def _store(pages: Iterator[tuple[str, bytes]], target: Path, bar: Progress) -> None:
     """Keeps pages as one Parquet file, whole or not at all."""
     draft = target.with_suffix(f".{os.getpid()}.draft")
     schema = pa.schema([("path", pa.string()), ("html", pa.binary())])
-    rows = sorted(pages)
+    rows = []
+    for page in pages:
+        rows.append(page)
+        bar.advance()
+    rows.sort()
     if not rows:
         raise _unavailable("it holds no HTML", "name a folder of HTML in [data] sources")
     with pq.ParquetWriter(draft, schema, compression="zstd") as writer:

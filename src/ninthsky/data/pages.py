@@ -44,7 +44,7 @@ def choose(source: Source, limit: int, languages: tuple[str, ...]) -> list[Entry
 def run(ctx: StageContext) -> None:
     """Writes pages/NNNNN.parquet: id, source, path, html, made. Raises UserError N9-DATA-001 when a source has nothing."""
     data = ctx.settings.data
-    sources = [open_source(name, ctx.say) for name in dict.fromkeys(data.sources)]
+    sources = [open_source(name, ctx) for name in dict.fromkeys(data.sources)]
     if not sources:
         raise UserError(
             "N9-DATA-001", "[data] sources is empty", "[data] sources", 'sources = ["made", "debian-handbook"], or a folder'

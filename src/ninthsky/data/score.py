@@ -64,9 +64,8 @@ def spans(scores: Array, size: Array, switch: float) -> list[tuple[int, int]]:
     """The runs of blocks [first, last) with the largest sum of score x weight, each run costing `switch`.
 
     Maximum-sum segments for any number of segments at once, by dynamic programming over two states (keep, drop).
-    A block's weight grows with the square root of its length in words.
     """
-    gain = np.clip(scores, -4, 4) * np.sqrt(np.minimum(size, 200.0) + 1)
+    gain = _gain(scores, size)
     keep, drop = -np.inf, 0.0
     started = np.zeros(len(gain), bool)  # the best way to keep block i begins a span at i
     kept_before = np.zeros(len(gain), bool)  # the best way to drop block i keeps block i - 1
@@ -86,6 +85,20 @@ def spans(scores: Array, size: Array, switch: float) -> list[tuple[int, int]]:
         elif kept_before[index]:
             keeping, last = True, index
     return found[::-1]
+
+
+def best_run(scores: Array, size: Array) -> float:
+    """The largest sum of one run of blocks: what `spans` holds against `switch`. A page of nothing has none: minus infinity."""
+    best = held = -np.inf
+    for value in _gain(scores, size).tolist():
+        held = max(held, 0.0) + value
+        best = max(best, held)
+    return best
+
+
+def _gain(scores: Array, size: Array) -> Array:
+    """Score times weight; a block's weight grows with the square root of its length in words."""
+    return np.clip(scores, -4, 4) * np.sqrt(np.minimum(size, 200.0) + 1)
 
 
 def choose(page: Page, fitted: Weights | None = None) -> tuple[list[tuple[int, int]], Array]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ninthsky.errors import UserError
+from ninthsky.run.progress import Progress
 
 _HTML = (".html", ".htm", ".xhtml")
 _LANGUAGE_FOLDER = re.compile(r"^[a-z]{2,3}(?:[-_][A-Za-z]{2,4})?$")
@@ -47,7 +50,14 @@ def group(source: str, path: str) -> str:
     return f"{source}:{entry(path).group}"
 
 
-def open_source(name: str, say: Callable[[str], None]) -> Source:
+class Teller(Protocol):
+    """Who is told what goes on while a source is fetched; a StageContext is one."""
+
+    def say(self, text: str) -> None: ...
+    def progress(self, title: str, total: float | None = None, unit: str = "") -> AbstractContextManager[Progress]: ...
+
+
+def open_source(name: str, teller: Teller) -> Source:
     """`made`, `debian-handbook`, or a path: a folder of HTML, an HTML file, a WARC, a Parquet with columns id and html.
 
     Raises UserError N9-DATA-001 when nothing of the kind is there.
@@ -59,7 +69,7 @@ def open_source(name: str, say: Callable[[str], None]) -> Source:
     if name == "debian-handbook":
         from ninthsky.data.handbook import source as handbook
 
-        return handbook(say)
+        return handbook(teller)
     return from_path(name)
 
 

@@ -25,7 +25,7 @@ from ninthsky.guard.lines import Lines
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.record import HEADER, read_raw
 from ninthsky.guard.shards import ShardExchange, ShardStore, remove_folder, shard_name
-from ninthsky.guard.spawner import Process, Spawner, oom_kills, process_state, tail_of
+from ninthsky.guard.spawner import Process, Spawner, oom_kills, process_state, tail_of, watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.wire import Caller
 from ninthsky.run.folder import write_json
@@ -139,7 +139,7 @@ class Agent:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     def _send_report(self, late: float = 0.0) -> None:
-        self.controller.send(p.Report(self._events, self._command, late, self._look(time.monotonic())))
+        self.controller.send(p.Report(self._events, self._controller_id, self._command, late, self._look(time.monotonic())))
 
     def _look(self, now: float) -> list[p.Seen]:
         seen = []
@@ -340,21 +340,21 @@ def _heartbeat(record: bytes) -> float:
 
 def claim_folder(folder: Path) -> None:
     """Makes the agent's folder (mode 0700), clearing what a dead agent left. Raises UserError N9-GRD-003 if one lives."""
-    owner = folder / "agent.pid"
-    try:
-        pid, started = owner.read_text().split()
-    except (OSError, ValueError):
-        pid = started = ""
-    if pid and _start_time(int(pid)) == started:
-        raise UserError(
-            "N9-GRD-003",
-            f"process {pid} is the agent of a job with this run id",
-            str(folder),
-            f"kill {pid}, or choose another id",
-        )
+    refuse_if_owned(folder)
     remove_folder(folder)
     folder.mkdir(mode=0o700, parents=True)
-    owner.write_text(f"{os.getpid()} {_start_time(os.getpid())}\n")
+    (folder / "agent.pid").write_text(f"{os.getpid()} {_start_time(os.getpid())}\n")
+
+
+def refuse_if_owned(folder: Path) -> None:
+    """Raises UserError N9-GRD-003 while the agent that made this folder lives."""
+    try:
+        pid, started = (folder / "agent.pid").read_text().split()
+    except (OSError, ValueError):
+        return
+    if _start_time(int(pid)) == started:
+        what = f"process {pid} is the agent of a job with this run id"
+        raise UserError("N9-GRD-003", what, str(folder), f"kill {pid}, or choose another id")
 
 
 def _start_time(pid: int) -> str:
@@ -368,6 +368,8 @@ def _start_time(pid: int) -> str:
 
 def main(job: Path, host: str, keys: Path, address: str, port: int) -> int:
     """`n9 guard agent`."""
+
+    watch_first()
 
     async def work() -> int:
         return await Agent(load_spec(job), host, keys, address, port).run()

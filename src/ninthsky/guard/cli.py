@@ -62,6 +62,8 @@ def faults(run: Path, *, json_: Json = False) -> int:
     from ninthsky.guard.watch import fault_text
 
     folders = sorted({path.parent for path in run.glob("**/faults/F-*.json")})
+    # A stage gathers the faults of all its starts into its own faults/; what lies deeper is the same, start by start.
+    folders = [folder for folder in folders if not any(other.parent in folder.parent.parents for other in folders)]
     if not run.is_dir():
         raise UserError("N9-RUN-001", f"no folder {run}", str(run), "n9 guard faults runs/NAME")
     found = [fault for folder in folders for fault in read_faults(folder)]
@@ -153,12 +155,8 @@ def drill(*, faults: int = 4, ranks: int = 4, seed: int = 1, json_: Json = False
     if json_:
         print(msgspec.json.encode(sheet).decode())
     else:
-        print(
-            f"\nsimulated ranks, {time.monotonic() - begin:.0f} s: {sheet.exact} of {sheet.faults} faults named exactly, {sheet.wrong} wrong, "
-            f"{sheet.committed_steps_lost} committed steps lost"
-        )
+        print(f"\nsimulated ranks, {time.monotonic() - begin:.0f} s: {sheet.exact} of {sheet.faults} faults named exactly,")
+        print(f"{sheet.wrong} wrong, {sheet.committed_steps_lost} committed steps lost")
         for cause, seconds in sheet.named_seconds.items():
-            print(
-                f"  {cause:<10} named after {seconds:.2f} s, training again after {sheet.training_seconds.get(cause, float('nan')):.2f} s"
-            )
+            print(f"  {cause:<10} named after {seconds:.2f} s, training again after {sheet.training_seconds[cause]:.2f} s")
     return OK if sheet.exact == sheet.faults and not sheet.wrong else FAILED

@@ -17,6 +17,7 @@ from ninthsky.errors import FAILED, OK
 from ninthsky.guard import protocol as p
 from ninthsky.guard.conductor import Conductor
 from ninthsky.guard.keys import load_keys
+from ninthsky.guard.spawner import watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.wire import Listener
 from ninthsky.run.folder import append_line, read_json, write_json
@@ -42,9 +43,9 @@ class Outbox:
         self._waiting.append((now, numbered))
         return numbered
 
-    def acknowledge(self, number: int, now: float) -> list[p.Numbered]:
-        """What has to be sent again. An agent that has not heard of this controller yet acknowledges numbers of another."""
-        while self._waiting and self._waiting[0][1].number <= number:
+    def acknowledge(self, controller: str, number: int, now: float) -> list[p.Numbered]:
+        """What has to be sent again. An agent that has not heard of this controller yet acknowledges another's numbers."""
+        while controller == self._controller and self._waiting and self._waiting[0][1].number <= number:
             self._waiting.popleft()
         if not self._waiting or now - self._waiting[0][0] < RESEND_SECONDS:
             return []
@@ -64,7 +65,6 @@ class Controller:
         )
         self._id = f"{os.getpid()}-{time.time_ns()}"
         self._outboxes = {host.name: Outbox(self._id) for host in spec.hosts}
-        self._heard_id: dict[str, bool] = {}
         self._started = time.monotonic()
         self._refused = self.listener.refused.copy()
         self.conductor = Conductor(spec, self._send, self._event)
@@ -105,7 +105,7 @@ class Controller:
                 self.listener.refused["not a host of this job"] += 1
                 continue
             if isinstance(message, p.Report):
-                for numbered in self._outboxes[host].acknowledge(message.commands, time.monotonic()):
+                for numbered in self._outboxes[host].acknowledge(message.controller, message.commands, time.monotonic()):
                     self.listener.send(host, numbered)
             self.conductor.handle(host, message)
 
@@ -146,6 +146,8 @@ class Controller:
 
 def main(job: Path, keys: Path, port: int) -> int:
     """`n9 guard controller`. Port 0: the port of an earlier start, read from the job's folder, or any free one."""
+
+    watch_first()
 
     async def work() -> int:
         spec = load_spec(job)

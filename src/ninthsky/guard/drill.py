@@ -22,7 +22,7 @@ FIRST_STEP = 10
 
 
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
-    """What a drill showed. Seconds are medians from the fault's beginning; None where no such fault was drawn."""
+    """What a drill showed. Seconds are medians from the injection, by cause of those faults that were drawn."""
 
     faults: int
     exact: int  # cause and rank right
@@ -62,20 +62,28 @@ def run_drill(faults: int, ranks_per_host: int, seed: int, on_event: Callable[[d
     """Runs it in a scratch folder. Raises UserError N9-GRD-001 when the job did not come through."""
     injected = draw(faults, 2 * ranks_per_host, seed)
     with tempfile.TemporaryDirectory(prefix="n9-drill-") as scratch:
-        result = run_job(drill_job(Path(scratch) / "job", ranks_per_host, injected, work_ms=100.0), on_event)
-    wanted = {(CAUSES[fault.kind], fault.rank, fault.step) for fault in injected}
-    found = [(fault.cause, fault.rank, fault.step) for fault in result.faults]
+        spec = drill_job(Path(scratch) / "job", ranks_per_host, injected, work_ms=100.0)
+        result = run_job(spec, on_event)
+        # Each simulated rank writes down when it struck itself: the true beginning, which the guard can only reckon back.
+        began = {
+            (CAUSES[fault.kind], fault.rank, fault.step): float((Path(spec.folder) / "marks" / str(number)).read_text())
+            for number, fault in enumerate(injected)
+        }
+    exact = 0
     named: dict[str, list[float]] = {}
     training: dict[str, list[float]] = {}
     for fault in result.faults:
-        for into, mark in ((named, "named"), (training, "trained")):
-            seconds = fault.seconds(mark)
-            if seconds is not None:
-                into.setdefault(fault.cause, []).append(seconds)
+        start = began.get((fault.cause, fault.rank or 0, fault.step))
+        if start is None:
+            continue
+        exact += 1
+        for into, moment in ((named, fault.timeline.named), (training, fault.timeline.trained)):
+            if moment is not None:
+                into.setdefault(fault.cause, []).append(moment - start)
     return Sheet(
         faults=faults,
-        exact=sum(fault in wanted for fault in found),
-        wrong=sum(fault not in wanted for fault in found),
+        exact=exact,
+        wrong=len(result.faults) - exact,
         committed_steps_lost=sum(fault.committed_steps_lost for fault in result.faults),
         named_seconds={cause: round(statistics.median(values), 3) for cause, values in named.items()},
         training_seconds={cause: round(statistics.median(values), 3) for cause, values in training.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -50,6 +50,27 @@ class Fault(msgspec.Struct, kw_only=True):
     committed_steps_lost: int = 0
     timeline: Timeline
     evidence: Evidence
+
+    def named(self) -> dict[str, Any]:
+        """The fields of the event that names it."""
+        e = self.evidence
+        return {
+            "fault": self.id, "cause": self.cause, "subject": e.subject, "verdict": e.verdict, "injected": self.injected,
+            "host": self.host, "card": self.card, "rank": self.rank, "step": self.step, "generation": self.generation,
+            "facts": [str(fact) for fact in e.facts], "ruled_out": list(e.ruled_out), "remedy": e.remedy,
+            "confidence": e.confidence, "seconds": self.seconds("named"),
+        }  # fmt: skip
+
+    def repaired(self) -> dict[str, Any]:
+        """The fields of the event that tells of its repair."""
+        return {
+            "fault": self.id, "cause": self.cause, "rank": self.rank, "was": self.card or self.host, "now": self.replaced_by,
+            "seconds": self.seconds("trained"), "named_seconds": self.seconds("named"), "steps_redone": self.steps_redone,
+            "committed_steps_lost": self.committed_steps_lost, "remedy": self.evidence.remedy, "injected": self.injected,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.evidence.subject}: {self.evidence.verdict}"
 
     def seconds(self, mark: str) -> float | None:
         """From its beginning to `named`, `joined`, `trained`..."""

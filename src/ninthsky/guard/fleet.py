@@ -5,6 +5,7 @@ One row per rank of the current generation, whichever card holds it. The judges 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,8 @@ class Window:
 
     `record` is the newest record of each rank, of type RECORD_TYPE; `known` says where there is one of this generation.
     `local_wall`, `local_cpu` [ranks, STEPS] in milliseconds, newest last, NaN where fewer steps were seen.
-    `longest_gap` is the longest time without any progress that was seen in a finished step of this generation.
+    `longest_gap` is how long a normal step of this generation goes without any progress: the second longest such time among
+    the last STEPS steps (the longest may have been a hang that ended by itself).
     """
 
     now: float
@@ -106,7 +108,9 @@ class Fleet:
         self._cpu_ring = np.full((w, STEPS), np.nan)
         self._count = np.zeros(w, np.int64)
         self._any_moved_at = now
-        self._longest_gap = 0.0
+        self._gap = 0.0  # longest of the step under way
+        self._gaps: deque[float] = deque(maxlen=STEPS)
+        self._newest = -1
         self._last_report: dict[str, float] = {host: now for host, _, _ in places}
         self._late: dict[str, float] = {}
 
@@ -138,9 +142,12 @@ class Fleet:
         if moved:
             self._moved_at[rank] = now
             self._cpu_at_move[rank] = seen.cpu
-            if self._count.min() > 0:
-                self._longest_gap = max(self._longest_gap, now - self._any_moved_at)
+            self._gap = max(self._gap, now - self._any_moved_at)
             self._any_moved_at = now
+            if record["step"] > self._newest:
+                if self._newest >= 0:
+                    self._gaps.append(self._gap)
+                self._newest, self._gap = int(record["step"]), 0.0
         if finished:
             self._wall_ring[rank] = np.roll(self._wall_ring[rank], -1)
             self._cpu_ring[rank] = np.roll(self._cpu_ring[rank], -1)
@@ -174,7 +181,7 @@ class Fleet:
             local_wall=self._wall_ring.copy(),
             local_cpu=self._cpu_ring.copy(),
             steps_seen=int(self._count.min()),
-            longest_gap=self._longest_gap,
+            longest_gap=sorted(self._gaps)[-2] if len(self._gaps) > 1 else 0.0,
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from ninthsky.errors import UserError
+from ninthsky.guard.agent import refuse_if_owned
 from ninthsky.guard.faults import Fault, read_faults
 from ninthsky.guard.keys import CONTROLLER, forge
 from ninthsky.guard.shards import remove_folder
@@ -51,18 +52,18 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, Any]
 
 
-def run_job(spec: JobSpec, on_event: Callable[[dict[str, Any]], None] | None = None, *, resume: bool = False) -> JobResult:
+def run_job(spec: JobSpec, on_event: Callable[[dict[str, Any]], None] | None = None) -> JobResult:
     """Runs the job to its end. Call it from a thread that lives as long as the job: the kernel ends the job with it.
 
-    `on_event` gets every event in order. `resume` keeps a journal that is there (after the whole job was killed, a new one is
-    right: its processes are gone). Raises UserError N9-GRD-001 when the ladder was exhausted, N9-GRD-003 when a job with this
-    run id is at work here; result.json is written either way.
+    `on_event` gets every event in order. Raises UserError N9-GRD-003, before anything is started, while a job with this run id
+    is at work here, and N9-GRD-001 when the ladder was exhausted; result.json is written all the same.
     """
     started = time.monotonic()
+    for host in spec.hosts:
+        refuse_if_owned(spec.memory_folder(host.name))
     folder = Path(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        _forget_earlier(folder)
+    _forget_earlier(folder)
     spec.save()
     keys = forge(folder / "keys", [host.name for host in spec.hosts])
     events = _Tail(folder / "events.jsonl", on_event)
@@ -162,6 +163,11 @@ def _follow(spec: JobSpec, processes: dict[str, subprocess.Popen[bytes]], keys: 
                     "read its log",
                 )
             processes[CONTROLLER] = _start_controller(spec, keys)
+        begun = (folder / "journal.jsonl").exists() and (folder / "journal.jsonl").stat().st_size > 0
+        for name, process in processes.items():
+            if name != CONTROLLER and not begun and process.poll() is not None:
+                log = str(folder / "logs" / f"{name}.log")
+                raise UserError("N9-GRD-001", f"the agent of {name} ended before the job began", log, "read its log")
         if all(process.poll() is not None for name, process in processes.items() if name != CONTROLLER):
             _wait(processes[CONTROLLER], END_SECONDS)
             if read_json(folder / "result.json") is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from ninthsky.guard.ladder import History
 
 # Written to disk before anything is done about them: generations are fencing tokens, and a lost host must stay lost.
 DURABLE = frozenset({"generation", "places", "lost", "kept_out", "fault", "done"})
@@ -42,3 +45,48 @@ class Journal:
                 whole += len(line)
                 yield msgspec.json.decode(line)
         os.truncate(self.path, whole)
+
+
+@dataclass
+class Memory:
+    """What a journal's entries amount to. `joined`: the last generation that all ranks had joined."""
+
+    generation: int = 0
+    reason: str = ""
+    places: list[tuple[str, int, int]] = field(default_factory=list)
+    resume_step: int = -1
+    joined: int = 0
+    committed: int = -1
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    history: History = field(default_factory=History)
+    kept_out: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    ended: bool | None = None  # True: well, False: failed
+
+
+def recall(entries: Iterable[dict[str, Any]]) -> Memory:
+    """Replays a journal."""
+    memory = Memory()
+    for entry in entries:
+        kind = entry["kind"]
+        if kind == "generation":
+            memory.generation, memory.reason = entry["generation"], entry["reason"]
+        elif kind == "places":
+            memory.places = [(host, slot, pid) for host, slot, pid in entry["places"]]
+            memory.resume_step = entry["resume_step"]
+        elif kind == "joined":
+            memory.joined = entry["generation"]
+        elif kind == "commit":
+            memory.committed = max(memory.committed, entry["step"])
+        elif kind == "finished":
+            memory.results[entry["rank"]] = entry["result"]
+        elif kind == "eviction":
+            memory.history.evictions.append(entry["at"])
+            memory.history.card_failures[entry["card"]] += 1
+        elif kind == "kept_out":
+            memory.kept_out.add(entry["card"])
+        elif kind == "lost":
+            memory.lost.add(entry["host"])
+        elif kind == "done":
+            memory.ended, memory.reason = entry["ok"], entry.get("reason", "")
+    return memory

@@ -55,7 +55,8 @@ class Report(_Message, frozen=True):
     """Sent ten times a second. `late` is how many seconds late this agent's own clock tick was."""
 
     events: int
-    commands: int  # number of the last command done
+    controller: str  # whose command was the last one done, and its number
+    commands: int
     late: float
     processes: list[Seen]
 

@@ -263,7 +263,8 @@ class Rank:
 
     def _mark(self, number: int) -> bool:
         try:
-            (Path(self.plan.marks) / str(number)).open("x").write(f"{time.time()}")
+            with (Path(self.plan.marks) / str(number)).open("x") as mark:
+                mark.write(f"{time.time()}")
         except FileExistsError:
             return False
         return True

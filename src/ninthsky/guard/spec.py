@@ -47,7 +47,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     bind: str = "127.0.0.1"
     card_failures: int = 2  # a card that failed so often is kept out
     kill_replaced: bool = True  # else a replaced process lives until it reads that it is fenced
-    host_seconds: float = 2.5  # no report of a host for so long, while others wait
+    host_seconds: float = 4.0  # no report of a host for so long, while others wait
     start_seconds: float = 180.0  # until every process is ready
     join_seconds: float = 45.0  # from assignment until every rank joined
     spare_seconds: float = 180.0  # until a respawned spare is ready, where none was left

@@ -12,7 +12,7 @@ from typing import Any
 from ninthsky.guard.faults import Fault
 
 POLL_SECONDS = 0.2
-LAST = frozenset({"run.done", "run.fail"})
+LAST = "run.end"
 
 
 def follow(run_folder: Path, json_lines: bool, *, forever: bool = True) -> None:
@@ -60,7 +60,7 @@ def _events(path: Path, forever: bool) -> Iterator[dict[str, Any]]:
                     offset += len(line)
                     event = json.loads(line)
                     yield event
-                    if event["kind"] in LAST:
+                    if event["kind"] == LAST:
                         return
         if not forever:
             return
@@ -109,6 +109,8 @@ def _text(kind: str, e: dict[str, Any]) -> str:
             f"{e['committed_steps_lost']} committed steps lost"
         )
     texts = {
+        "run.start": "run {name}, size {size}",
+        "run.end": "run ended: {status}, {seconds_text}",
         "stage.start": "stage {stage}",
         "stage.done": "stage {stage} done in {seconds:.1f} s",
         "stage.fail": "stage {stage} FAILED: {error}",

@@ -65,8 +65,6 @@ class Listener(Generic[M]):
         self._socket.zap_domain = _DOMAIN.encode()
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-        if ":" in bind:
-            self._socket.setsockopt(zmq.IPV6, 1)
         self._monitor = asyncio.ensure_future(self._count_handshakes(self._socket.get_monitor_socket(_FAILED_HANDSHAKES)))
         self._socket.bind(f"tcp://{bind}:{port or '*'}")
         self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])

@@ -43,7 +43,7 @@ def problem_of(settings: Settings, vocab: int) -> Problem:
     layout, chip = settings.layout, chip_named(settings.layout.chip)
     return Problem(
         Sizes.of(settings.model, vocab),
-        Work.of(settings.train, chip.computes_in),
+        Work.of(settings.train, chip.computes_in, chip.name == "cpu"),
         Cluster(layout.hosts, layout.ranks_per_host, chip, layout.memory_gb),
     )
 
@@ -81,7 +81,7 @@ def judge(problem: Problem, objective: Objective) -> list[Verdict]:
     legal = (broken.rule < 0) & (total <= limit)
     runnable = legal & (unsupported.rule < 0)
     if not runnable.any():
-        reasons = broken.counts(RULES) | {MEMORY.text: int(((broken.rule < 0) & (total > limit)).sum())}
+        reasons = broken.counts(RULES) | {MEMORY[1]: int(((broken.rule < 0) & (total > limit)).sum())}
         reasons |= {"legal, but not run by the trainer yet": int(legal.sum())}
         raise UserError(
             "N9-LAY-003",
@@ -112,7 +112,7 @@ def judge(problem: Problem, objective: Objective) -> list[Verdict]:
         if broken.rule[index] >= 0:
             rule = RULES[broken.rule[index]]
             return "rejected", rule.name, rule.text, float(broken.figure[index]), float(broken.threshold[index])
-        return "rejected", MEMORY.name, MEMORY.text, float(total[index]), limit
+        return "rejected", *MEMORY, float(total[index]), limit
 
     return [
         Verdict(

@@ -18,6 +18,12 @@ from ninthsky.layout.shape import Sizes, Work
 # Part of a card's memory that a plan leaves free: allocator fragments and the communication library's buffers. Assumed.
 RESERVE = 0.08
 
+# Tokens whose logits exist at once, as in `model.fused.output_loss`.
+LOGIT_ROWS = 512
+
+# Queries that a CPU's attention works on together, as in `model.fused`, by bytes of what it computes in.
+QUERY_BLOCK = {2: 128, 4: 64}
+
 # Coefficient of variation of the tokens that one expert of a balanced router gets in one micro-batch. Assumed; for 64
 # experts over 8 ranks it gives the fullest rank 1.14 of the mean.
 EXPERT_SPREAD = 0.3
@@ -87,18 +93,21 @@ def tokens_at_once(cuts: Cuts, work: Work) -> Floats:
 def layer_activations(cuts: Cuts, sizes: Sizes, work: Work) -> Floats:
     """Bytes that an average layer keeps for backward, per micro-batch, cut by tp with sequence parallelism.
 
-    In widths per token, as our decoder saves them: input, normalised and scaled input of two norms; query and key raw,
-    normalised, turned (turned alone without qk-norm), value, attention's output; four per feed-forward width (gate, up,
-    silu(gate), product); and of each copy that goes to an expert its input, its answer and its weighted answer.
+    In widths per token, as our decoder saves them: inputs of two norms, as wide as the stream (`master_bytes`), and their
+    outputs, of which the router keeps an fp32 copy; query and key raw and turned (turned alone without qk-norm), value,
+    attention's output; three per feed-forward width (gate, up, their product); and of each copy that goes to an expert its
+    input, its answer and its weighted answer. With `work.keeps_scores` attention's probabilities up to the diagonal come on
+    top, in blocks of queries.
     """
     query, key = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     sparse = sizes.sparse_layers / sizes.layers
-    forward = 4 if sizes.gated else 2
-    turned = 3 if sizes.qk_norm else 1
-    fixed: float = 6 * sizes.dim + (turned + 1) * (query + key)
+    forward = sizes.matrices
+    fixed: float = 2 * sizes.dim + (3 if sizes.qk_norm else 2) * (query + key)
     fixed += forward * ((1 - sparse) * sizes.dense_dim + sparse * sizes.shared_experts * sizes.expert_dim)
+    fixed += sizes.heads * (work.sequence + QUERY_BLOCK[work.compute_bytes]) / 2 if work.keeps_scores else 0
     copies = sparse * sizes.experts_per_token * (3 * sizes.dim + forward * sizes.expert_dim) * imbalance(cuts, sizes)
-    return work.compute_bytes * tokens_at_once(cuts, work) * (fixed + copies) / cuts.tp
+    stream = 2 * sizes.dim * work.master_bytes + (4 * sparse * sizes.dim if work.compute_bytes < 4 else 0)
+    return tokens_at_once(cuts, work) * (work.compute_bytes * (fixed + copies) + stream) / cuts.tp
 
 
 def memory(cuts: Cuts, sizes: Sizes, work: Work) -> dict[str, Floats]:
@@ -108,6 +117,8 @@ def memory(cuts: Cuts, sizes: Sizes, work: Work) -> dict[str, Floats]:
     whole = part.common + part.routed
     # Kept weights: the whole stage. Freed ones: the unit at work and the one fetched ahead. The ends are never freed.
     gathered = work.gather_bytes * np.where(cuts.reshard == 1, np.minimum(2 * part.unit + part.ends, whole), whole)
+    # Autocast keeps a copy of every weight in the type that products are done in.
+    gathered = gathered + (work.compute_bytes * whole if work.compute_bytes < work.gather_bytes else 0.0)
     # Gradients before they are reduced: of one unit, or of the whole stage where they are summed over micro-batches first.
     summed = (cuts.reshard == 0) & (count > 1)
     gathered = gathered + np.where(
@@ -118,9 +129,10 @@ def memory(cuts: Cuts, sizes: Sizes, work: Work) -> dict[str, Floats]:
     waiting = np.where(cuts.pp > 1, np.minimum(count, cuts.pp * (1 + (cuts.pp - 1) / (cuts.pp * cuts.interleave))), 1)
     border = work.compute_bytes * tokens_at_once(cuts, work) * sizes.dim / cuts.tp
     activations = np.where(cuts.recompute == 1, depth * border * waiting + layer, depth * layer * waiting)
-    # The last norm's three widths; in fp32 two of: logits, their log-softmax, their gradient.
-    ends = (2 * 4 * sizes.vocab + 3 * work.compute_bytes * sizes.dim) / cuts.tp
-    logits = tokens_at_once(cuts, work) * ends
+    # The last norm's input and the gradient into it; the head's gradient and a part of it; a chunk's logits and their gradient.
+    tokens = tokens_at_once(cuts, work)
+    chunk = np.minimum(tokens, LOGIT_ROWS) * sizes.vocab * (4 + work.compute_bytes)
+    logits = (2 * 4 * sizes.embedding + chunk + tokens * 2 * work.master_bytes * sizes.dim) / cuts.tp
     terms = {
         "weights": work.master_bytes * part.shard,
         "gradients": work.gradient_bytes * part.shard,

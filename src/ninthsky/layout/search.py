@@ -60,24 +60,31 @@ def _interleaving(cuts: Cuts, problem: Problem) -> Values:
     return np.where((cuts.pp == 1) & (cuts.interleave > 1), cuts.interleave - 1, left)
 
 
-RULES: tuple[Rule, ...] = (
+# What a mesh has to satisfy however a step is run on it, and what the way of running it adds.
+MESH_RULES: tuple[Rule, ...] = (
     Rule("heads", "attention heads do not divide over tp x cp", lambda c, p: p.sizes.heads % (c.tp * c.cp)),
     Rule("kv-heads", "key-value heads do not divide over tp", lambda c, p: p.sizes.kv_heads % c.tp),
     Rule("host", "tensor parallelism leaves the host", lambda c, p: c.tp, lambda c, p: p.cluster.ranks_per_host),
-    Rule("layers", "more pipeline stages than layers", lambda c, p: c.pp * c.interleave, lambda c, p: p.sizes.layers),
-    Rule("interleave", "layers do not divide over the virtual stages", _interleaving),
     Rule(
         "experts", "experts do not divide over ep", lambda c, p: p.sizes.experts % c.ep if p.sizes.sparse_layers else c.ep - 1
     ),
     Rule("ep", "ep does not divide over the data ranks", _ep_left),
     Rule("uneven", "experts' rows do not divide over their FSDP shards", _uneven_experts),
     Rule("sequence", "the sequence does not divide over cp", lambda c, p: p.work.sequence % c.cp),
+)
+STEP_RULES: tuple[Rule, ...] = (
+    Rule("layers", "more pipeline stages than layers", lambda c, p: c.pp * c.interleave, lambda c, p: p.sizes.layers),
+    Rule("interleave", "layers do not divide over the virtual stages", _interleaving),
     Rule(
         "batch", "the batch does not divide over data ranks x micro-batch", lambda c, p: p.work.batch % (c.data * c.micro_batch)
     ),
     Rule("bubble", "fewer micro-batches than pipeline stages", lambda c, p: c.pp, lambda c, p: micro_batches(c, p.work)),
 )
-MEMORY = Rule("memory", "does not fit: bytes per rank over what may be used", lambda c, p: np.zeros(len(c)))
+RULES = MESH_RULES + STEP_RULES
+MEMORY = (
+    "memory",
+    "does not fit: bytes per rank over what may be used",
+)  # name and text of the last rule, held after estimating
 
 # What `train.pretrain` can run today. A cut that only these forbid is shown with its figures, and not chosen.
 TRAINER_RULES: tuple[Rule, ...] = (
@@ -215,11 +222,11 @@ def search(
 ) -> Found:
     """Every legal cut that fits, best first. Ties go to less memory, then to fewer and smaller axes."""
     every = meshes(problem)
-    alive, rejected = sift(every, problem, RULES[:3] + RULES[5:9])
+    alive, rejected = sift(every, problem, MESH_RULES)
     tried = len(every)
     cuts = with_schedules(every.take(alive), problem, micro, interleave)
     tried += len(cuts) - int(alive.sum())
-    alive, more = sift(cuts, problem, RULES)
+    alive, more = sift(cuts, problem, STEP_RULES)
     cuts, rejected = cuts.take(alive), rejected + more
     found = estimate(cuts, problem.sizes, problem.work, problem.cluster, fit)
     limit = usable_bytes(problem.cluster)
@@ -227,7 +234,7 @@ def search(
     fits = total <= limit
     if not fits.all():
         least = int(np.argmin(np.where(fits, np.inf, total)))
-        rejected.append(Rejection(MEMORY.name, MEMORY.text, int((~fits).sum()), cuts[least], float(total[least]), limit))
+        rejected.append(Rejection(*MEMORY, int((~fits).sum()), cuts[least], float(total[least]), limit))
     score = found.seconds["total"] if objective == "seconds" else found.egress["total"]
     order = np.lexsort((cuts.tp * cuts.cp * cuts.pp, total, found.seconds["total"], score))
     order = order[fits[order]]

@@ -181,17 +181,19 @@ class Work:
     optimizer_bytes: int = 8  # AdamW: two fp32 moments per weight
     gather_bytes: int = 2  # of a weight as it is gathered, and of its gradient before it is reduced
     unit_bytes: int = 32 << 20  # layers are gathered together up to this size, as `train.parallel` does
+    keeps_scores: bool = False  # attention's probabilities are kept for backward, as `model.fused` does on a CPU where it pays
     copies: bool = False  # each rank's state goes to another host after every step, as `guard.agent` ships it
 
     @staticmethod
-    def of(train: Train, chip_computes_in: int) -> Work:
+    def of(train: Train, chip_computes_in: int, on_cpu: bool) -> Work:
         """A step as `train.pretrain` makes it: weights are gathered as they are kept, bf16 is autocast, copies are shipped.
 
         precision "auto" means the bytes that the card is listed with.
         """
         width = {"auto": chip_computes_in, "fp32": 4, "bf16": 2}[train.precision]
         assert train.sequence is not None and train.batch is not None, "size fills in both"
-        return Work(train.sequence, train.batch, compute_bytes=width, gather_bytes=4, copies=True)
+        keeps_scores = on_cpu and train.sequence <= 1024 and (width == 2 or train.sequence >= 256)
+        return Work(train.sequence, train.batch, width, gather_bytes=4, keeps_scores=keeps_scores, copies=True)
 
     @property
     def tokens(self) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ninthsky.radio.candidates import CHOSEN, FAST, FORECASTERS, Scores
+from ninthsky.radio.candidates import CHOSEN, FAST, FORECASTERS, MEDIAN, Scores
 from ninthsky.radio.conformal import GROUPS
 from ninthsky.radio.fast import LEVELS
 from ninthsky.radio.kernels import Floats
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from ninthsky.radio.forecast import Sample
 
 Q90 = int(np.flatnonzero(LEVELS == 0.9)[0])
-MEDIAN = int(np.flatnonzero(LEVELS == 0.5)[0])
-HOUR_MEAN, WEEK_AGO = "hour-of-day mean", "same hour a week ago"
+HOUR_MEAN, WEEK_AGO = "hour-of-day mean", "seasonal naive"
 
 
 def truth_of(pool: Pool, days: range) -> Floats:
@@ -107,7 +106,8 @@ def report(
         "Day-ahead accuracy on days that nothing was chosen or fitted on",
         ["series", "method", "WAPE", "MASE", "WQL", "truth at or under q90"],
         rows,
-        f"{made}{len(days)} days, {sites} stations and {len(judged.roots) - sites} cells drawn at random.",
+        f"{made}{len(days)} day(s), {sites} stations and {len(judged.roots) - sites} cells drawn at random. Seasonal naive: "
+        "the same hour a week ago, or a day ago where there was no week.",
     )
     if scores is not None:
         wql = scores.wql()
@@ -152,6 +152,9 @@ def _coverage_plot(ctx: StageContext, by: dict[str, list[float | None]], made: s
             {**line, "name": "by earlier error of the series", "y": by["by_earlier_error"]},
             {**line, "name": "promised", "y": [0.9] * 10, "mode": "lines", "line": {"dash": "dot"}},
         ],
-        {"xaxis": {"title": {"text": "decile, 1 lowest"}}, "yaxis": {"title": {"text": "share"}, "range": [0.7, 1.0]}},
+        {
+            "xaxis": {"type": "category", "title": {"text": "decile, 1 lowest"}},
+            "yaxis": {"title": {"text": "share"}, "range": [0.7, 1.0]},
+        },
         f"{made}Deciles are fixed before the reported days.",
     )

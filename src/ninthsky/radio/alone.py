@@ -150,7 +150,7 @@ def plan_counters(source: Source, rules: Rules, out: Path, seed: int = 7) -> dic
     with HashedFile(out / "plan.csv") as lines:
         lines.write(b"station,cell,date,start,end,state\n")
         for number, part in enumerate(parts):
-            forecast = forecast_table(part, model, part.days, 1 - rules.epsilon)
+            forecast = forecast_table(part, model, part.days, rules.level)
             plan = plan_shard(part, site_forecast(forecast, "q_plan"), site_forecast(forecast, "q50"), rules)
             _write(out / f"forecast/part-{number:05d}.parquet", forecast, date)
             _write(out / f"plan/cells-{number:05d}.parquet", plan.cells, date)

@@ -228,10 +228,9 @@ def _grid(
     if unit == "traffic":
         loads = _scaled(loads, held_days(total) if held_days else 0)
     codes, scale = encode(loads)
-    stations = cells["station"].to_list()
-    counters = Counters(
+    return Counters(
         origin.date(),
-        stations,
+        cells["station"].to_list(),
         cells["cell"].to_list(),
         _coverage(table, cells, path, findings),
         scale,
@@ -239,7 +238,6 @@ def _grid(
         made=False,
         unit="traffic, 99.5th percentile taken as a load of 0.45 (assumed)" if unit == "traffic" else "share of capacity",
     )
-    return counters
 
 
 def repeated(loads: Loads) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -252,8 +250,8 @@ def repeated(loads: Loads) -> np.ndarray[Any, np.dtype[np.bool_]]:
     run = np.zeros(cells, dtype=np.int32)
     for hour in range(1, hours):
         run = np.where(same[:, hour - 1], run + 1, 0)
-        for row in np.flatnonzero(run >= STUCK_HOURS - 1):
-            stuck[row, hour - run[row] : hour + 1] = True
+        stuck[run >= STUCK_HOURS - 1, hour] = True
+        stuck[run == STUCK_HOURS - 1, hour - STUCK_HOURS + 1 : hour] = True
     return stuck
 
 

@@ -20,6 +20,7 @@ from ninthsky.radio.conformal import GROUPS, at_level, groups_of
 from ninthsky.radio.fast import LEVELS, cell_roots, site_roots
 from ninthsky.radio.kernels import Floats
 from ninthsky.radio.rolling import Pool, Split, prepare, split_days
+from ninthsky.radio.rules import Rules
 from ninthsky.run.stage import StageContext
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Sample:
 
 
 def run(ctx: StageContext) -> None:
-    """Writes `forecast/part-*.parquet` (tomorrow), `backtest.parquet` (station sums on the reported days), `choice.json`."""
+    """Writes `forecast/part-*.parquet` (tomorrow), `sample.parquet` and `backtest.parquet` (to hold plans against)."""
     shards = store.shards(ctx.inputs["radio.stations"])
     seed, radio = ctx.settings.seed, ctx.settings.radio
     sample = draw(map(store.read, shards), len(shards), seed)
@@ -67,7 +68,7 @@ def run(ctx: StageContext) -> None:
     with ctx.progress("shards forecast", total=len(shards), unit="shards") as bar:
         for number, path in enumerate(shards):
             part = store.read(path)
-            table = forecast_table(part, tomorrow, split.days, 1 - radio.epsilon)
+            table = forecast_table(part, tomorrow, split.days, Rules.of(radio).level)
             with ctx.open(f"forecast/part-{number:05d}.parquet", rows=len(table)) as file:
                 write_table(table, file, {"date": date.isoformat(), "made": part.made})
             bar.advance()
@@ -85,13 +86,17 @@ def draw(parts: Iterable[store.Counters], shards: int, seed: int, stations: int 
         chosen = np.sort(rng.choice(count, min(most, count), replace=False))
         rows = np.concatenate([np.arange(starts[one], starts[one + 1]) for one in chosen])
         kept.append(store.pick(part, rows))
-    counters = store.join(kept)
+    joined = store.join(kept)
+    # In random order, so that the first of them are a fair part: shards follow the stations' names.
+    starts = joined.starts
+    shuffled = [np.arange(starts[one], starts[one + 1]) for one in rng.permutation(len(starts) - 1)]
+    counters = store.pick(joined, np.concatenate(shuffled))
     return sample_of(counters, split_days(counters.days))
 
 
-def sample_of(counters: store.Counters, split: Split, copies: float = 1.0) -> Sample:
+def sample_of(counters: store.Counters, split: Split) -> Sample:
     """Station sums and cells of these counters as one pool; groups from the days before the reported ones."""
-    sites = site_roots(counters, copies)
+    sites = site_roots(counters)
     cells = cell_roots(counters)
     roots = np.concatenate([sites, cells])
     pool = Pool(roots, groups_of(roots, split.report, counters.first_day), counters.first_day)
@@ -157,12 +162,12 @@ def _write_backtest(ctx: StageContext, sample: Sample, split: Split, quantiles: 
         write_table(table, file, {"levels": ",".join(f"{level:g}" for level in LEVELS)})
 
 
-def forecast_table(part: store.Counters, model: Chosen, day: int, plan_level: float, copies: float = 1.0) -> pa.Table:
+def forecast_table(part: store.Counters, model: Chosen, day: int, plan_level: float) -> pa.Table:
     """Tomorrow's quantiles of one shard: a row per station sum (cell is empty) and per cell, 24 hours each.
 
     Columns q10, q50, q90 and q_plan (the level that the plan reckons with), in carriers.
     """
-    roots = np.concatenate([site_roots(part, copies), cell_roots(part)])
+    roots = np.concatenate([site_roots(part), cell_roots(part)])
     pool = Pool(roots, groups_of(roots, day, part.first_day), part.first_day)
     quantiles = model.quantiles(pool, day)
     stations = [part.station[row] for row in part.starts[:-1]]

@@ -52,28 +52,27 @@ def _history(z: Any, day: int, mean: Any, residual: Any, rest: Any) -> int:
     """
     days = min(day, 28)
     first = day - days
+    count = np.zeros(24, np.float32)
+    mean[:] = 0.0
+    for d in range(days):  # days outside, hours inside: the inner loops become vector instructions
+        row = z[(first + d) * 24 : (first + d + 1) * 24]
+        for h in range(24):
+            known = np.float32(1.0) if row[h] >= 0 else np.float32(0.0)
+            mean[h] += row[h] * known
+            count[h] += known
     overall = np.float32(0.0)
-    number = 0
+    number = np.float32(0.0)
     for h in range(24):
-        total = np.float32(0.0)
-        count = 0
-        for d in range(days):
-            value = z[(first + d) * 24 + h]
-            if value >= 0:
-                total += value
-                count += 1
-        mean[h] = total / count if count > 0 else np.float32(-1.0)
-        overall += total
-        number += count
+        overall += mean[h]
+        number += count[h]
     level = overall / number if number > 0 else np.float32(0.0)
     for h in range(24):
-        if mean[h] < 0:
-            mean[h] = level
+        mean[h] = mean[h] / count[h] if count[h] > 0 else level
     for d in range(days):
         total = np.float32(0.0)
+        row = z[(first + d) * 24 : (first + d + 1) * 24]
         for h in range(24):
-            value = z[(first + d) * 24 + h]
-            gap = value - mean[h] if value >= 0 else np.float32(0.0)
+            gap = row[h] - mean[h] if row[h] >= 0 else np.float32(0.0)
             residual[d, h] = gap
             total += gap
         rest[d] = total / np.float32(24.0)
@@ -95,18 +94,18 @@ def _features(residual: Any, rest: Any, days: int, weekday: int, out: Any) -> No
     weeks = days // 7
     week_rest = np.float32(0.0)
     for h in range(24):
-        total = np.float32(0.0)
-        for w in range(1, weeks + 1):
-            total += residual[days - 7 * w, h]
-        out[7, h] = total / weeks if weeks > 0 else np.float32(0.0)
-        three = np.float32(0.0)
-        for k in range(min(3, days)):
-            three += residual[days - 1 - k, h]
-        out[8, h] = three / np.float32(3.0)
-        fourteen = np.float32(0.0)
-        for k in range(min(14, days)):
-            fourteen += residual[days - 1 - k, h]
-        out[9, h] = fourteen / np.float32(14.0)
+        out[7, h] = 0.0
+        out[8, h] = 0.0
+        out[9, h] = 0.0
+    for w in range(1, weeks + 1):
+        for h in range(24):
+            out[7, h] += residual[days - 7 * w, h] / np.float32(weeks)
+    for k in range(min(3, days)):
+        for h in range(24):
+            out[8, h] += residual[days - 1 - k, h] / np.float32(3.0)
+    for k in range(min(14, days)):
+        for h in range(24):
+            out[9, h] += residual[days - 1 - k, h] / np.float32(14.0)
     for w in range(1, weeks + 1):
         week_rest += rest[days - 7 * w] / weeks
     last = np.float32(0.0)

@@ -101,11 +101,11 @@ def site_forecast(forecast: pa.Table, column: str) -> Floats:
     return lists_of(forecast, column)[:sites]
 
 
-def plan_shard(part: store.Counters, load: Floats, median: Floats, rules: Rules, copies: float = 1.0) -> Plan:
+def plan_shard(part: store.Counters, load: Floats, median: Floats, rules: Rules) -> Plan:
     """The plan of one shard from the load to reckon with and the median [stations, 24], both in carriers."""
     sites = Sites.of(part)
     starts = part.starts
-    awake, reason = stay_on(site_roots(part, copies), part.days)
+    awake, reason = stay_on(site_roots(part), part.days)
     masks = schedule(load, sites, awake, rules)
     order = _order(part, starts)
     cell_mask = np.zeros(len(part.codes), np.uint32)
@@ -281,6 +281,13 @@ def _headline(ctx: StageContext, figures: dict[str, Any], made: bool, station: s
         + Power(sleep=ctx.settings.radio.sleep_power).text()
         + "."
     )
+    rules = Rules.of(ctx.settings.radio)
+    if rules.level != 1 - rules.epsilon:
+        ctx.limit(f"epsilon {rules.epsilon:g} asks for a level that is not forecast: {rules.level:g} was planned with.")
+    if not made:
+        ctx.limit(
+            "Hours in which earlier plans had carriers asleep are not marked in the counters: their loads are taken as offered."
+        )
     ctx.limit("Past days are replayed: no network followed a plan, and nothing is ever sent to one.")
 
 

@@ -43,7 +43,7 @@ def band_plot(ctx: StageContext, station: str, band: dict[str, Any], rules: Rule
             {
                 "type": "scatter",
                 "mode": "lines",
-                "name": f"{1 - rules.epsilon:.0%} quantile, planned with",
+                "name": f"{rules.level:.0%} quantile, planned with",
                 "x": HOURS,
                 "y": numbers("q_plan"),
                 "line": {"dash": "dot"},
@@ -58,7 +58,7 @@ def band_plot(ctx: StageContext, station: str, band: dict[str, Any], rules: Rule
             },
         ],
         {
-            "xaxis": {"title": {"text": "hour, named by its start"}},
+            "xaxis": {"type": "category", "title": {"text": "hour, named by its start"}},
             "yaxis": {"title": {"text": "load, in carriers"}, "rangemode": "tozero"},
         },
         f"n9 why {station}@HOUR tells why each hour is as it is.",

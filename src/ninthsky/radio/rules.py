@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ninthsky.config.schema import Radio
 from ninthsky.radio import kernels
+from ninthsky.radio.fast import LEVELS
 from ninthsky.radio.kernels import Floats
 from ninthsky.radio.store import Counters
 
@@ -33,9 +34,14 @@ class Rules:
         """From a `[radio]` block."""
         return cls(radio.epsilon, radio.load_limit, radio.min_off_hours, radio.max_sleeps, radio.sleep_power)
 
+    @property
+    def level(self) -> float:
+        """The quantile that a plan reckons with: 1 - epsilon, within the levels that are forecast."""
+        return float(np.clip(1 - self.epsilon, LEVELS[0], LEVELS[-1]))
+
     def plain(self) -> dict[str, Any]:
         """As plain numbers."""
-        return asdict(self)
+        return {**asdict(self), "level": self.level}
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,15 @@ def schedule(load: Floats, sites: Sites, awake: NDArray[np.bool_], rules: Rules)
 
     Sleeper 0 goes first. An unknown load (NaN) keeps its hour on; `awake` [n] keeps the whole site on.
     """
-    bearable = np.where(np.isfinite(load), load, -1).astype(np.float32)
+    asked = np.where(np.isfinite(load), load, -1).astype(np.float32)
     return kernels.sleeping(
-        bearable, sites.carriers, sites.may_sleep, awake, rules.load_limit, rules.min_off_hours, rules.max_sleeps
+        asked, sites.carriers, sites.may_sleep, awake, rules.load_limit, rules.min_off_hours, rules.max_sleeps
     )
+
+
+def bearable(rules: Rules, on: NDArray[np.int64]) -> Floats:
+    """The most load that this many carriers may bear, to the same bit as the kernel that plans."""
+    return (rules.load_limit * on).astype(np.float32)
 
 
 def stay_on(roots: Floats, day: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

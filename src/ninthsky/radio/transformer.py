@@ -191,7 +191,8 @@ class Learner:
         windows = Windows(past, first_day + datetime.timedelta(days=begin))
         parts = []
         self.model.eval()
-        with torch.inference_mode():
+        # No inference mode: the decoder keeps tables made here, and a training that follows needs them.
+        with torch.no_grad():
             for start in range(0, len(roots), CHUNK):
                 series = np.arange(start, min(start + CHUNK, len(roots)))
                 batch, profile, unit = windows.cut(series, np.full(len(series), day - begin))

@@ -14,7 +14,7 @@ from ninthsky.radio.conformal import at_level
 from ninthsky.radio.energy import Power, asleep_by_hour, switches
 from ninthsky.radio.kernels import Floats
 from ninthsky.radio.rolling import days_of
-from ninthsky.radio.rules import Rules, Sites, hourly_maximum, night_window, schedule, stay_on
+from ninthsky.radio.rules import Rules, Sites, bearable, hourly_maximum, night_window, schedule, stay_on
 
 Masks = NDArray[np.uint32]  # [days x n, sleepers]
 RIVAL_FACTOR = 1.2  # what the hourly-maximum rule is usually given
@@ -62,7 +62,7 @@ class Trial:
         asleep = asleep_by_hour(masks)
         energy = float(self.power.site_energy(self.load, self.carriers, asleep)[self.known].sum())
         energy += self.power.transition * float((switches(masks) * self.known.mean(axis=1)).sum())
-        over = self.known & (self.load > self.rules.load_limit * (self.carriers[:, None] - asleep))
+        over = self.known & (self.load > bearable(self.rules, self.carriers[:, None] - asleep))
         broken = (asleep * over).sum(axis=1).reshape(-1, self.count).sum(axis=0)
         off = int((asleep * self.known).sum())
         hours = int(self.known.sum())
@@ -114,7 +114,7 @@ class Trial:
 
 def compare(trial: Trial, quantiles: Floats) -> dict[str, Any]:
     """All plans side by side as plain numbers, with the frontiers of ours over levels and of the rival over factors."""
-    ours = trial.quantile_plan(quantiles, 1 - trial.rules.epsilon)
+    ours = trial.quantile_plan(quantiles, trial.rules.level)
     factor, matched = trial.matched_maximum(ours.violations)
     oracle = trial.oracle()
     return {

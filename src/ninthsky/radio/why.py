@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ninthsky.evidence import Evidence, Fact
 from ninthsky.radio.plan import read_plan
 from ninthsky.run.folder import read_json
@@ -32,7 +34,7 @@ def _record(id: str, hour: int, site: dict[str, Any], cells: list[dict[str, Any]
     sleepers = sorted((cell for cell in cells if cell["order"] is not None), key=lambda cell: cell["order"])
     facts = [
         Fact(
-            f"load at the {1 - rules['epsilon']:.0%} quantile",
+            f"load at the {rules['level']:.0%} quantile",
             load,
             limit * (carriers - asleep),
             "carriers",
@@ -73,7 +75,7 @@ def _obstacle(
     cell: dict[str, Any], number: int, hour: int, load: float, carriers: int, site: dict[str, Any], rules: dict[str, Any]
 ) -> str:
     """What keeps the sleeper of that number awake in this hour."""
-    room = float(rules["load_limit"]) * (carriers - 1 - number)
+    room = float(np.float32(rules["load_limit"] * (carriers - 1 - number)))  # to the same bit as the plan
     if not load <= room:
         return f"{carriers - 1 - number} carrier(s) may bear {room:.3f}, {load:.3f} may come"
     fits = [value <= room for value in site["load"]]

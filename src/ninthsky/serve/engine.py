@@ -123,14 +123,13 @@ def _first_stop(text: str, stops: Sequence[str]) -> int | None:
 
 
 def _held_back(text: str, stops: Sequence[str]) -> int:
-    """Letters at the end that cannot be shown yet: an unfinished character, or the start of a stop word."""
-    held = len(text) - len(text.rstrip("\ufffd"))
+    """Letters at the end that cannot be shown yet: an unfinished character, and before it the start of a stop word."""
+    finished = text.rstrip("\ufffd")
+    begun = 0
     for stop in stops:
-        for length in range(min(len(stop) - 1, len(text)), held, -1):
-            if text.endswith(stop[:length]):
-                held = length
-                break
-    return held
+        longest = min(len(stop) - 1, len(finished))
+        begun = max(begun, next((length for length in range(longest, 0, -1) if finished.endswith(stop[:length])), 0))
+    return len(text) - len(finished) + begun
 
 
 def warm(engine: Engine) -> None:

@@ -61,20 +61,17 @@ def listen(
         ) from error
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if tls_cert else 'http'}://{shown}:{listener.getsockname()[1]}/v1"
-    if json_lines:
-        print(json.dumps({"kind": "serving", "url": url, "model": name, "key": made if key is None else None}), flush=True)
-    else:
-        print(f"model `{name}` from {folder}\n{url}", flush=True)
-        print(
-            f"key (shown once): {made}" if made and key is None else "key: as in N9_API_KEY" if key else "no key asked for",
-            flush=True,
-        )
-        if not is_loopback(host) and not tls_cert:
-            print("others can reach this address, and without --tls-cert the key travels readable", flush=True)
     server = uvicorn.Server(config)
     if until_eof:
         threading.Thread(target=_watch_input, args=(server,), daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a server is ended
+        if json_lines:
+            print(json.dumps({"kind": "serving", "url": url, "model": name, "key": None if key else made}), flush=True)
+        else:
+            print(f"model `{name}` from {folder}\n{url}", flush=True)
+            print("key: as in N9_API_KEY" if key else f"key (shown once): {made}" if made else "no key asked for", flush=True)
+            if not is_loopback(host) and not tls_cert:
+                print("others can reach this address, and without --tls-cert the key travels readable", flush=True)
         server.run(sockets=[listener])
 
 

@@ -36,9 +36,8 @@ def list_tasks(*, seed: int = 7, json_: Json = False) -> int:
         task, axes = data.task, ", ".join(f"{axis.name} ({axis.unit})" for axis in data.rows.axes)
         print(f"{task.name}  ({task.origin})  {task.question}")
         print(f"  classes  {', '.join(data.rows.classes)}")
-        print(
-            f"  axes     {axes}, {data.rows.signals[0].value.kind}; {data.patches.shape[1]} patches of {data.patches.shape[2]} values"
-        )
+        kind, (_, patches, values) = data.rows.signals[0].value.kind, data.patches.shape
+        print(f"  axes     {axes}, {kind}; {patches} patches of {values} values")
         print(f"  rows     {len(data.rows)}, tested {len(data.test)}, split by {task.split_by}")
     return OK
 
@@ -68,7 +67,7 @@ def answer(
     reader: Path | None = None,
     run: str | None = None,
     store: Path = Path("runs"),
-    seed: int = 7,
+    seed: int | None = None,
     json_: Json = False,
 ) -> int:
     """Show the trained reader one test signal and print what it says, beside the truth.
@@ -80,22 +79,26 @@ def answer(
     reader: Folder `reader` of the stage signal.learn; left out, that of a run.
     run: Name of the run; left out, the newest.
     store: Folder of runs.
-    seed: That of the run, so that the row was not trained on.
+    seed: That of the run, so that the row was not trained on; left out, the run's, or 7 beside --reader.
     """
     import torch
     from tokenizers import Tokenizer
 
-    from ninthsky.run.folder import find_run
+    from ninthsky.run.folder import find_run, read_json
     from ninthsky.signal.reader import load_reader, question_ids
     from ninthsky.signal.tasks import prepare, task_named
 
-    data = prepare(task_named(task), seed)
+    wanted = task_named(task)
+    if reader is None:
+        found = find_run(store, run)
+        reader = found.stage("signal.learn") / "reader"
+        seed = seed if seed is not None else (read_json(found.path / "settings.json") or {}).get("seed")
+    data = prepare(wanted, 7 if seed is None else seed)
     if not 0 <= row < len(data.test):
         raise UserError("N9-SIG-005", f"there is no test row {row}", task, f"rows go from 0 to {len(data.test) - 1}")
-    folder = reader or find_run(store, run).stage("signal.learn") / "reader"
-    model, tokenizer = load_reader(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model, tokenizer = load_reader(reader), Tokenizer.from_file(str(reader / "tokenizer.json"))
     if task not in model.forms:
-        raise UserError("N9-SIG-004", f"this reader has not learnt {task!r}", str(folder), f"it knows {', '.join(model.forms)}")
+        raise UserError("N9-SIG-004", f"this reader has not learnt {task!r}", str(reader), f"it knows {', '.join(model.forms)}")
     place = int(data.test[row])
     said = model.answer(
         task, torch.from_numpy(data.patches[[place]]), question_ids(tokenizer, data.task.question), max_new_tokens=12

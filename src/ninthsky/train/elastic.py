@@ -6,10 +6,12 @@ What it then does is in rank.py; docs/architecture.md ("Guard: who talks to whom
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from ninthsky.guard.probe.line import Line
@@ -19,7 +21,7 @@ from ninthsky.guard.probe.sockets import GenerationSockets
 
 HEARTBEAT_SECONDS = 0.1
 STUCK_STATUS = 5  # exit status of a rank whose main thread could not be freed
-STUCK_SECONDS = 10.0
+STUCK_SECONDS = 30.0
 
 
 class Release:
@@ -63,6 +65,7 @@ def _beat(record: RecordWriter) -> None:
 
 def main() -> int:
     """Returns the exit status."""
+    gc.disable()  # while modules are loaded there is nothing to collect: a quarter of that time; Rank switches it on again
     record = RecordWriter(Path(os.environ["N9_RECORD"]))
     release = Release()
     release.out()
@@ -78,7 +81,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except BaseException:
+        traceback.print_exc()  # the agent sends the end of this log with the exit
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # Without the interpreter's own end: gloo's threads may still wait for peers that are gone.

@@ -36,8 +36,14 @@ def run(ctx: StageContext) -> None:
         file.write(json.dumps({"digest": digest, "steps": job.steps}, sort_keys=True).encode())
     for path in sorted((ctx.out / "export").iterdir()):
         ctx.adopt(f"export/{path.name}")
-    for path in sorted((ctx.out / "checkpoint" / f"step-{job.steps}").iterdir()):
-        ctx.adopt(f"checkpoint/step-{job.steps}/{path.name}", volatile=True)
+    problem = result.results[0]["no_checkpoint"]
+    if problem:
+        ctx.limit(
+            f"The last checkpoint could not be written ({str(problem).splitlines()[0]}); the export holds the same weights."
+        )
+    else:
+        for path in sorted((ctx.out / "checkpoint" / f"step-{job.steps}").iterdir()):
+            ctx.adopt(f"checkpoint/step-{job.steps}/{path.name}", volatile=True)
     ctx.adopt("history.jsonl", volatile=True)
     history = read_history(ctx.out / "history.jsonl")
     ledger = accounts(ctx.out)

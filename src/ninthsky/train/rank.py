@@ -117,9 +117,9 @@ class Rank:
         del trainer
         leave(self.probe)
         self.probe.inner = gloo("127.0.0.1")
-        # What lives now lives long: later collections need not walk it.
-        gc.collect()
+        # What lives now lives long: later collections need not walk it. `leave` has just collected.
         gc.freeze()
+        gc.enable()
 
     def _build(self, *, restoring: bool) -> Trainer:
         model = Decoder(self.job.shape, seed=None if restoring else self.job.seed)
@@ -307,13 +307,15 @@ class Rank:
 
     # -- checkpoints and the end --------------------------------------------------------------------------------------
 
-    def _checkpoint(self, assign: Assign, trainer: Trainer) -> None:
+    def _checkpoint(self, assign: Assign, trainer: Trainer) -> str:
+        """Returns why there is none. A save that fails does not end the run."""
         saved = checkpoint.save(trainer, self.folder / "checkpoint", lambda: self._may_commit(assign, trainer.step))
         if saved.problem and assign.rank == 0:
             append_line(
                 Path(self.job.events or os.devnull),
                 {"time": time.time(), "kind": "checkpoint.failed", "step": saved.step, "reason": saved.problem},
             )
+        return saved.problem
 
     def _may_commit(self, assign: Assign, step: int) -> bool:
         self.line.send(MayCommit(assign.generation, step))
@@ -327,11 +329,17 @@ class Rank:
             self._last_held = last
         digest = trainer.digest()
         self._tell_committed(assign, last)
-        self._checkpoint(assign, trainer)
+        problem = self._checkpoint(assign, trainer)
         if self.job.export:
             self._export(assign, trainer)
         dist.barrier()
-        self.line.send(Finished(assign.generation, assign.rank, {"digest": digest, "steps": self.job.steps, "host": self.host}))
+        result: dict[str, str | int | float] = {
+            "digest": digest,
+            "steps": self.job.steps,
+            "host": self.host,
+            "no_checkpoint": problem,
+        }
+        self.line.send(Finished(assign.generation, assign.rank, result))
 
     def _export(self, assign: Assign, trainer: Trainer) -> None:
         from ninthsky.model.files import save

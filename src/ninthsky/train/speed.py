@@ -6,6 +6,7 @@ the number. The last line printed is JSON: {"seconds": {"fp32": ...}, "cpu_secon
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -54,6 +55,7 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     from ninthsky.train.trainer import Gate, Trainer
 
     torch.set_num_threads(1)
+    gc.enable()
     job, where = load_job(path), device()
     ranks = job.mesh.ranks
     register(Probe(RecordWriter(folder / f"record-{rank}"), gloo("127.0.0.1")), where.type)
@@ -82,6 +84,7 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
 
 def main() -> int:
     """Forks the ranks and prints what rank 0 found."""
+    gc.disable()  # as in elastic.py
     import torch
 
     import ninthsky.train.trainer  # noqa: F401 - what every rank needs, imported once before the fork
@@ -93,6 +96,7 @@ def main() -> int:
     context = multiprocessing.get_context("fork")
     hear, say = context.Pipe(duplex=False)
     ranks = [context.Process(target=_rank, args=(rank, path, folder, say), daemon=True) for rank in range(job.mesh.ranks)]
+    gc.freeze()
     for process in ranks:
         process.start()
     say.close()

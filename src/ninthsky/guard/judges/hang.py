@@ -39,7 +39,8 @@ def judge_frozen(window: Window, limits: Limits) -> list[Verdict]:
     age = window.heartbeat_age
     stopped = np.array([letter in STOPPED for letter in window.state])
     started = window.known & (window.record["phase"] > Phase.START)
-    silent = (age >= limits.hang_seconds) & (stopped | (started & (window.stale_cpu < IDLE_CPU)))
+    starved = np.array([letter == "R" for letter in window.state])  # runnable, and gets no turn: the machine is crowded
+    silent = (age >= limits.hang_seconds) & (stopped | (started & ~starved & (window.stale_cpu < IDLE_CPU)))
     beating = age < limits.hang_seconds / 2
     if not silent.any() or not (beating.any() or stopped.any()):
         return []

@@ -15,7 +15,7 @@ class Limits:
     """Thresholds of the judges: seconds, ratios and counts of steps."""
 
     hang_seconds: float = 2.5
-    host_seconds: float = 2.5
+    host_seconds: float = 4.0
     slow_ratio: float = 1.5
     slow_steps: int = 8
 

@@ -46,7 +46,9 @@ class Line:
         self._writing = threading.Lock()
         self._set_aside: list[ToRank] = []
         self._inbox: queue.SimpleQueue[ToRank] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="line", daemon=True).start()
+        self._closed = False
+        self._reader = threading.Thread(target=self._read, name="line", daemon=True)
+        self._reader.start()
 
     def send(self, message: ToAgent) -> None:
         """Whole, from any thread. Where the agent is gone the process ends: nobody could command it any more."""
@@ -98,6 +100,13 @@ class Line:
         self.generation = generation
         self._set_aside.clear()
 
+    def close(self) -> None:
+        """Ends the line from this side; the process goes on."""
+        self._closed = True
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._socket.close()
+
     def _read(self) -> None:
         while True:
             select.select([self._socket], [], [])
@@ -107,6 +116,8 @@ class Line:
                 except OSError:
                     body = None
                 if body is None:
+                    if self._closed:
+                        return
                     os._exit(ORPHANED_STATUS)
                 message = decode_to_rank(body)
                 if isinstance(message, Fenced):

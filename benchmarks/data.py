@@ -1,0 +1,156 @@
+"""Extraction against trafilatura, on the open pages that the weights were not fitted on: F1 and speed, English and Chinese.
+
+    python -m benchmarks.data [PAGES.parquet]
+
+trafilatura lives in an environment of its own (.cache/bench-data, made here) and reads the same pages in the same run, one
+process each, in turns; both are timed by processor time per page. Other peers of issue 5 (datatrove, rensa) are not here yet:
+their keys are left out rather than guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import venv
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.report import median_interval, publish
+from ninthsky.data.blocks import decode, parse
+from ninthsky.data.fit import fitted_on, kept_text
+from ninthsky.data.made import made_pages
+from ninthsky.data.measure import token_f1
+from ninthsky.data.score import choose
+
+ROOT = Path(__file__).parent.parent
+PEER = "trafilatura==2.3.1"
+PEER_NEEDS = ("lxml_html_clean",)  # its justext imports a part that lxml has since given away
+ROUNDS = 5
+TURN = 25  # pages
+# Runs in the peer's environment: pages in by length-prefixed frames, {"text", "seconds"} out by lines.
+_PEER_PROGRAM = """
+import json, struct, sys, time
+import trafilatura
+trafilatura.extract("<html><body><article><p>" + "warm up " * 50 + "</p></article></body></html>")
+while header := sys.stdin.buffer.read(4):
+    html = sys.stdin.buffer.read(struct.unpack("<I", header)[0])
+    began = time.process_time()
+    try:
+        text = trafilatura.extract(html) or ""
+    except Exception as error:
+        text = ""
+        print(repr(error), file=sys.stderr)
+    print(json.dumps({"text": text, "seconds": time.process_time() - began}), flush=True)
+"""
+
+
+def peer_python() -> str:
+    """The interpreter of the peer's own environment, made the first time."""
+    folder = ROOT / ".cache" / "bench-data"
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists() or ready.read_text() != PEER:
+        print(f"making {folder} with {PEER} ...", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", PEER, *PEER_NEEDS], check=True)
+        ready.write_text(PEER)
+    return str(python)
+
+
+class Peer:
+    """trafilatura, fed one page at a time."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [peer_python(), "-c", _PEER_PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def __call__(self, html: bytes) -> tuple[str, float]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(len(html).to_bytes(4, "little") + html)
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["text"], answer["seconds"]
+
+
+def ours(html: bytes) -> tuple[str, float]:
+    """Our extraction alone, as the peer's: bytes to text."""
+    began = time.process_time()
+    page = parse(decode(html)[0])
+    text = kept_text(page, choose(page)[0])
+    return text, time.process_time() - began
+
+
+def main(source: Path) -> None:
+    """Prints the table and, last, one JSON object."""
+    rows = [row for row in pq.read_table(source).to_pylist() if not fitted_on(row["id"])]
+    tools: dict[str, Callable[[bytes], tuple[str, float]]] = {"ours": ours, "trafilatura": Peer()}
+    ours(rows[0]["html"])
+    f1: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
+    ratios: dict[str, list[float]] = defaultdict(list)
+    per_page: dict[tuple[str, str], float] = defaultdict(float)
+    for number in range(ROUNDS):
+        seconds: dict[tuple[str, str], float] = defaultdict(float)
+        for start in range(0, len(rows), TURN):
+            # Who goes first changes from turn to turn.
+            for name in sorted(tools, reverse=start // TURN % 2 == 1):
+                for row in rows[start : start + TURN]:
+                    text, used = tools[name](row["html"])
+                    seconds[name, row["language"]] += used
+                    if number == 0:
+                        score = token_f1(text, row["main_text"])
+                        for group in {row["language"], row["set"]}:
+                            f1[name, group].append(score)
+            print(f"round {number + 1} of {ROUNDS}, page {start} of {len(rows)}", file=sys.stderr, flush=True)
+        for language in ("en", "zh"):
+            ratios[language].append(seconds["trafilatura", language] / seconds["ours", language])
+        for key, used in seconds.items():
+            per_page[key] += used / ROUNDS
+    figures: dict[str, Any] = {}
+    table: list[list[Any]] = []
+
+    def mean(key: tuple[str, str], part: int) -> float:
+        return sum(one[part] for one in f1[key]) / len(f1[key])
+
+    for group in ("en", "zh", *sorted({row["set"] for row in rows} - {"zh"})):
+        mine, theirs = (
+            "{2:.3f} (P {0:.3f}, R {1:.3f})".format(*(mean((name, group), part) for part in range(3)))
+            for name in ("ours", "trafilatura")
+        )
+        table.append([f"F1, {group}, {len(f1['ours', group])} pages not fitted on", mine, theirs])
+        figures |= {
+            f"extract_{group}_f1": mean(("ours", group), 2),
+            f"extract_{group}_f1_trafilatura": mean(("trafilatura", group), 2),
+        }
+    for language in ("en", "zh"):
+        size = sum(len(row["html"]) for row in rows if row["language"] == language) / 1e6
+        speeds = [f"{size / per_page[name, language]:.1f} MB/s" for name in ("ours", "trafilatura")]
+        table.append([f"speed, {language} (processor time, one core)", *speeds])
+        figures |= median_interval(ratios[language], f"extract_{language}_speedup")
+        table.append([f"times trafilatura's speed, {language}", figures[f"extract_{language}_speedup"], 1.0])
+    articles = [page for page in made_pages() if page.article]
+    for name, tool in tools.items():
+        scores = [token_f1(tool(page.html)[0], page.article) for page in articles]
+        figures[f"made_f1_{name}"] = sum(score[2] for score in scores) / len(scores)
+    table.append(
+        [f"F1, {len(articles)} made spam-wrapped pages (synthetic)", figures["made_f1_ours"], figures["made_f1_trafilatura"]]
+    )
+    publish("data", table, figures, columns=("what", "ours", PEER))
+
+
+if __name__ == "__main__":
+    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
+    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    if not chosen.exists():
+        sys.exit(f"no pages at {chosen}: give a Parquet with columns id, set, language, html, main_text, or set NINTHSKY_DATA")
+    main(chosen)

@@ -1,0 +1,99 @@
+"""Who is there: hosts with their agents, the processes in their card slots, and which of them holds which rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ninthsky.guard.placement import Card
+from ninthsky.guard.spec import JobSpec
+
+
+@dataclass
+class Host:
+    """An agent as the controller knows it. `events`: number of its last event; `heard`, `asked`: controller's clock."""
+
+    registered: bool = False
+    address: str = ""
+    port: int = 0
+    events: int = 0
+    heard: float = 0.0
+    asked: float = 0.0
+
+
+@dataclass
+class Proc:
+    """A process in a card slot. `out`: it was replaced, and never counts again."""
+
+    host: str
+    slot: int
+    pid: int
+    ready: bool = False
+    out: bool = False
+
+    @property
+    def card(self) -> str:
+        return f"{self.host}/{self.slot}"
+
+
+class Roster:
+    """`places[rank]` is the process that holds the rank, also after it ended, until the next generation."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.hosts = {host.name: Host() for host in spec.hosts}
+        self.processes: dict[tuple[str, int], Proc] = {}  # (host, pid) -> those that live
+        self.places: list[Proc] = []
+        self.lost: set[str] = set()
+        self.kept_out: set[str] = set()  # cards
+
+    def process(self, host: str, slot: int, pid: int) -> Proc:
+        """The process, made known if it was not."""
+        return self.processes.setdefault((host, pid), Proc(host, slot, pid))
+
+    def of_host(self, host: str) -> list[Proc]:
+        return [proc for proc in self.processes.values() if proc.host == host]
+
+    def lose(self, host: str) -> None:
+        """The host and all its processes count no more."""
+        self.lost.add(host)
+        for proc in self.of_host(host):
+            proc.out = True
+            del self.processes[host, proc.pid]
+
+    def rank_of(self, proc: Proc) -> int | None:
+        for rank, holder in enumerate(self.places):
+            if holder is proc:
+                return rank
+        return None
+
+    def live(self) -> list[str]:
+        """Hosts that have an agent and were not lost."""
+        return [name for name, host in self.hosts.items() if name not in self.lost and host.registered]
+
+    def alive(self, proc: Proc) -> bool:
+        return not proc.out and (proc.host, proc.pid) in self.processes
+
+    def candidates(self) -> list[Card]:
+        """Cards with a ready process that may hold a rank."""
+        return [
+            Card(proc.host, proc.slot, proc.pid)
+            for proc in self.processes.values()
+            if proc.ready and not proc.out and proc.card not in self.kept_out and proc.host not in self.lost
+        ]
+
+    def spares(self) -> int:
+        """Ready processes without a rank."""
+        return len(self.candidates()) - sum(self.alive(proc) for proc in self.places)
+
+    def usable_cards(self) -> int:
+        """Cards that have, or may get, a process."""
+        kept_out = sum(card.split("/")[0] not in self.lost for card in self.kept_out)
+        return sum(host.slots + host.spares for host in self.spec.hosts if host.name not in self.lost) - kept_out
+
+    def rank_hosts(self) -> list[str]:
+        """Host of each rank."""
+        return [proc.host for proc in self.places]
+
+    def table(self) -> list[tuple[str, int, int]]:
+        """(host, slot, pid) of each rank."""
+        return [(proc.host, proc.slot, proc.pid) for proc in self.places]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ninthsky.run.folder import read_lines
+from ninthsky.train.inject import Fault, Injector, struck
+
+
+def _injector(folder: Path, *faults: Fault, rank: int = 0) -> Injector:
+    injector = Injector(list(faults), folder, folder / "events.jsonl")
+    injector.rank = rank
+    return injector
+
+
+def test_a_fault_strikes_its_step_attempt_and_rank_only(tmp_path: Path) -> None:
+    fault = Fault(0, "nan", 2, 5, attempt=1)
+    assert _injector(tmp_path, fault, rank=1).due(5, 1, "nan") is None
+    injector = _injector(tmp_path, fault, rank=2)
+    assert injector.due(5, 0, "nan") is None
+    assert injector.due(4, 1, "nan") is None
+    assert injector.due(5, 1, "kill", "freeze") is None
+    assert not list(tmp_path.iterdir())
+    assert injector.due(5, 1, "nan") == fault
+
+
+def test_a_fault_strikes_once_in_the_life_of_a_run(tmp_path: Path) -> None:
+    fault = Fault(3, "nan", 0, 5)
+    assert _injector(tmp_path, fault).due(5, 0, "nan") == fault
+    assert _injector(tmp_path, fault).due(5, 0, "nan") is None, "another process of the same run"
+    assert [mark.fault for mark in struck(tmp_path)] == [fault]
+
+
+def test_it_is_told_before_it_strikes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_injector(tmp_path, Fault(0, "kill", 0, 9)).strike, args=(9, 0))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (event,) = read_lines(tmp_path / "events.jsonl")
+    assert (event["kind"], event["injected"], event["fault"], event["step"], event["pid"]) == (
+        "inject",
+        True,
+        "kill",
+        9,
+        process.pid,
+    )
+
+
+def test_a_frozen_process_is_stopped_until_it_is_continued(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_injector(tmp_path, Fault(0, "freeze", 0, 1)).strike, args=(1, 0))
+    process.start()
+    assert process.pid is not None
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+
+
+def test_a_slow_process_works_the_factor_longer(tmp_path: Path) -> None:
+    injector = _injector(tmp_path, Fault(0, "slow", 0, 1, factor=3.0))
+    injector.drag(10.0)  # not yet slow: nothing to wait for
+    injector.strike(1, 0)
+    begin = time.thread_time()
+    injector.drag(0.02)
+    assert time.thread_time() - begin == pytest.approx(0.04, rel=0.3), "its own processor time, which no neighbour changes"
