@@ -42,7 +42,8 @@ EXPLANATIONS: dict[str, str] = {
     "N9-TRN-003": "The checkpoint is cut, altered, or of another model. `n9 train check FOLDER` tells which ones are good.",
     "N9-TRN-004": "The speed of a step could not be measured: its ranks ended early. The command named runs them alone.",
     "N9-TRN-005": "The same steps ended in different weights: in a faultless twin, or on different ranks. That is a bug; keep the run.",
-    "N9-RAD-001": "The counters could not be read. Columns wanted: ts, station, cell, load.",
+    "N9-RAD-001": "The counters could not be read, or nothing should be planned on them; the message says why. Columns:\n"
+    "ts, station, cell, load; other names with --column. See docs/radio.md.",
     "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",
     "N9-ALN-002": "The prompts could not be read. Wanted: a UTF-8 CSV with columns prompt and label, the label safe or unsafe.",
     "N9-SIG-001": "A signal contradicts its own description: wrong number of axes, real against complex, or numbers that are not finite.",

@@ -33,7 +33,15 @@ ANSWERED = [
     "好的。先看清楚，再慢慢做。",
     "先把火关小，再加两勺水。",
 ]
-UNCLEAR = ["", "   ", "ok", "the the the the the the the the", "。。。。。", "go go go slow slow slow go go slow go"]
+UNCLEAR = [
+    "",
+    "   ",
+    "ok",
+    "the the the the the the the the",
+    "。。。。。",
+    "我不能\ufffd。先看清楚，再慢慢做。",
+    "go go go slow slow slow go go slow go",
+]
 
 
 @pytest.mark.parametrize("text", REFUSED)

@@ -32,6 +32,11 @@ def test_what_is_no_text_is_left_out() -> None:
     assert texts(html) == ["yes"]
 
 
+def test_a_script_in_an_attribute_begins_nothing() -> None:
+    html = '<div data-html="<script>"><p>The article\'s text.</p></div><script>no()</script><p>More <!-- no -->of it.</p>'
+    assert texts(html) == ["The article's text.", "More of it."]
+
+
 def test_links_and_surroundings_are_told() -> None:
     page = parse(
         '<body><nav class="main-menu"><a href="/">Home page</a></nav>'

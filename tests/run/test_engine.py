@@ -67,6 +67,18 @@ def test_a_missing_or_cut_output_is_a_reason(tmp_path: Path) -> None:
     assert "missing or was cut" in reasons(folder, settings())["toy.sum"]
 
 
+def test_changed_input_files_are_a_reason(tmp_path: Path) -> None:
+    counters = tmp_path / "counters.csv"
+    counters.write_text("ts,load")
+    stages = (replace(STAGES[0], files=("radio.counters",)), STAGES[1])
+    using = settings(**{"radio.counters": str(counters)})
+    folder = RunFolder(tmp_path / "run")
+    run_stages(folder, using, list(stages), PlainScreen())
+    assert reasons(folder, using, stages) == {}
+    counters.write_text("ts,load\n0,1")
+    assert reasons(folder, using, stages)["toy.numbers"].startswith(f"files of {counters}")
+
+
 def test_times_are_no_part_of_a_digest(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
     run(first, settings())

@@ -145,7 +145,7 @@ def test_ranks_blocked_on_a_host_that_is_cut_off_are_freed(
     tmp_path: Path,
     tokens: Path,
     twin: Ran,
-    network: Network,  # noqa: F811 - the fixture
+    network: Network,
 ) -> None:
     folder = tmp_path / "cut"
     hosts = [

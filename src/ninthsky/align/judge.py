@@ -44,10 +44,12 @@ class Judgement:
 
 
 def judge(text: str) -> Judgement:
-    """What an answer is. `unclear`: empty, cut to nothing, or a loop of the same words; it counts as neither."""
+    """What an answer is. `unclear`: empty, broken bytes, or a loop of the same words; it counts as neither."""
     text = text.replace("’", "'").strip()
     if len(text) < MIN_CHARACTERS and not re.search(r"[\u4e00-\u9fff]{3}", text):
         return Judgement("unclear", "shorter than an answer", text)
+    if "\ufffd" in text:
+        return Judgement("unclear", "bytes that are no text", text[:60])
     words = re.findall(r"[\u4e00-\u9fff]|\w+", text.lower())
     distinct = len(set(words[:60])) / max(len(words[:60]), 1)
     if not words or distinct < MIN_DISTINCT:

@@ -14,11 +14,10 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 from resiliparse.parse.html import HTMLTree
 
 _ATTRIBUTES = r"((?:[^>\"]++|\"[^\"]*+\")*+)"
-_RAW = re.compile(
-    rf"<!--.*?-->|<(script|style|noscript|template|iframe|select|datalist|object|canvas|svg|math|textarea|audio|video)\b{_ATTRIBUTES}>.*?</\1>",
-    re.S,
-)
-_TAG = re.compile(rf"<(/?[a-zA-Z][^\s/>]*+){_ATTRIBUTES}>")
+_RAW = "script|style|noscript|template|iframe|select|datalist|object|canvas|svg|math|textarea|audio|video"
+# A comment, an element whose content is no text of the page, or a tag. Tags are taken whole, so that `<script>` inside an
+# attribute's value, which serialised HTML does not escape, begins nothing.
+_TAG = re.compile(rf"<!--.*?-->|<({_RAW})\b(?:[^>\"]++|\"[^\"]*+\")*+>.*?</\1>|<(/?[a-zA-Z][^\s/>]*+){_ATTRIBUTES}>", re.S)
 _NAMES = re.compile(r"(?:^|\s)(?:class|id|role)=\"([^\"]*)\"")
 _HIDDEN = re.compile(r"(?:^|\s)hidden(?:[\s=]|$)|display:\s*none|aria-hidden=\"true\"", re.I)
 _SPACE = re.compile(r"[\s\u00a0\u200b\ufeff]+")
@@ -143,7 +142,7 @@ def parse(text: str) -> Page:
     page = Page(title=_SPACE.sub(" ", tree.title or "").strip())
     if tree.body is None:
         return page
-    pieces = _TAG.split(_RAW.sub(" ", tree.body.html))
+    pieces = _TAG.split(tree.body.html)
     blocks, parent = page.blocks, page.parent
     stack: list[tuple[str, int, int, int]] = []  # tag, container, hints, tags
     tag, container, hints, tags = "body", 0, 0, 0
@@ -151,7 +150,7 @@ def parse(text: str) -> Page:
     link_chars = links = depth = deepest = 0
     in_link = False
     line = False
-    for index in range(0, len(pieces), 3):
+    for index in range(0, len(pieces), 4):
         piece = pieces[index]
         if piece:
             run.append(piece)
@@ -160,7 +159,10 @@ def parse(text: str) -> Page:
         if index + 1 == len(pieces):
             name, attributes = "/body", ""
         else:
-            name, attributes = pieces[index + 1], pieces[index + 2]
+            name, attributes = pieces[index + 2], pieces[index + 3]
+            if name is None:  # a comment, or content that is no text
+                run.append(" " if pieces[index + 1] else "")
+                continue
         closing = name[0] == "/"
         if closing:
             depth -= 1

@@ -22,12 +22,6 @@ _PLACES = re.compile(r"[\u4e00-\u9fff]{1,14}?(?:省|市|区|县|州|旗|镇|乡|
 _NAME_LIST = re.compile(r"(?:^|[,;|·•/])\s*[A-Z][\w.'’-]*(?:\s+(?:of|de|on|upon|[A-Z(][\w.'’)-]*)){0,3}\s*(?=[,;|·•/]|$)")
 
 
-def lures(text: str, cjk: bool) -> int:
-    """How many lures a text holds; `cjk` says whether it has CJK characters at all."""
-    found = len(LURE.findall(text.lower()))
-    return found + len(LURE_CJK.findall(text)) if cjk else found
-
-
 def place_share(text: str) -> float:
     """Share of characters in a list of Chinese place names."""
     if "、" not in text and "，" not in text and "," not in text and len(text) > 12:
@@ -42,11 +36,15 @@ def name_list_share(text: str) -> float:
     return sum(map(len, _NAME_LIST.findall(text))) / len(text)
 
 
+def _lures(line: str) -> int:
+    return len(LURE.findall(line.lower())) + len(LURE_CJK.findall(line))
+
+
 def is_spam(line: str) -> bool:
     """Two signs of a shell in one short line, or a line that is mostly place names."""
     if place_share(line) > 0.6 or name_list_share(line) > 0.8:
         return len(line) > 20
-    return len(line) <= 400 and lures(line, True) + 2 * len(PHONE.findall(line)) >= 3
+    return len(line) <= 400 and _lures(line) + 2 * len(PHONE.findall(line)) >= 3
 
 
 def spam_share(lines: Sequence[str]) -> float:

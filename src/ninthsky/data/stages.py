@@ -11,6 +11,7 @@ STAGES = (
         version=1,
         run="ninthsky.data.pages:run",
         uses=("data.sources", "data.max_pages", "data.languages"),
+        files=("data.sources",),
     ),
     Stage(
         "data.corpus",

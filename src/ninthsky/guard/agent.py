@@ -43,8 +43,8 @@ class _Card:
     generation: int = 0
     rank: int = -1
     fenced: bool = False
+    waiting: list[m.ToRank] | None = None  # messages that came while its state is still brought: they follow Assign
     last: dict[type, m.ToAgent] = field(default_factory=dict)
-    shards: dict[tuple[int, int], m.Shard] = field(default_factory=dict)
 
 
 class Agent:
@@ -174,10 +174,7 @@ class Agent:
             self._form(command)
         elif isinstance(command, p.ToSlot):
             if (process := self._process(command.slot, command.pid)) is not None:
-                answered = {m.Decide: m.Bad, m.Permit: m.MayCommit}.get(type(command.message))
-                if answered:
-                    self._cards[process.pid].last.pop(answered, None)
-                self.lines.send(process, command.message)
+                self._pass_on(process, command.message)
         elif isinstance(command, p.Dismiss):
             if (process := self._process(command.slot, command.pid)) is not None:
                 self._fence(process, self._cards[process.pid])
@@ -190,6 +187,16 @@ class Agent:
         else:
             self._stopping.set()
 
+    def _pass_on(self, process: Process, message: m.ToRank) -> None:
+        card = self._cards[process.pid]
+        answered = {m.Decide: m.Bad, m.Permit: m.MayCommit}.get(type(message))
+        if answered:
+            card.last.pop(answered, None)
+        if card.waiting is not None:
+            card.waiting.append(message)
+        else:
+            self.lines.send(process, message)
+
     def _prepare(self, prepare: p.Prepare) -> None:
         if prepare.generation < self.generation:
             return
@@ -198,6 +205,7 @@ class Agent:
         self.exchange.drop_unheld()
         for process in self.spawner.processes.values():
             card = self._cards[process.pid]
+            card.waiting = None  # what is still being placed belongs to an older generation
             if 0 < card.generation < prepare.generation and not card.fenced:
                 self.lines.send(process, m.Abort(card.generation, prepare.reason))
         self.controller.send(p.Inventory(self._event(), self.generation, self.store.inventory()))
@@ -215,13 +223,13 @@ class Agent:
                 self._fence(process, card)
         for place in form.places:
             if (chosen := self._process(place.slot, place.pid)) is not None:
+                card = self._cards[chosen.pid]
+                card.generation, card.rank, card.last, card.waiting = form.generation, place.assign.rank, {}, []
                 self._spawn(self._place(chosen, place))
 
     async def _place(self, process: Process, place: p.Place) -> None:
         """Brings the rank's state into the process's own folder, then assigns it."""
         assign, card = place.assign, self._cards[process.pid]
-        card.generation, card.rank, card.last = assign.generation, assign.rank, {}
-        card.shards.clear()
         if place.source:
             info = p.ShardInfo(assign.rank, assign.resume_step, -1, place.xxh3)  # its size comes with its first piece
             try:
@@ -232,9 +240,11 @@ class Agent:
                 reason = str(error) or f"{place.source} did not answer"
                 self.controller.send(p.PlaceFailed(self._event(), assign.generation, assign.rank, reason))
                 return
-        if card.generation == assign.generation:
+        if card.generation == assign.generation and card.waiting is not None:
             self.spawner.to_foreground(process)
-            self.lines.send(process, assign)
+            for message in (assign, *card.waiting):
+                self.lines.send(process, message)
+            card.waiting = None
 
     def _refused(self, refused: p.Refused) -> None:
         """This host was replaced while it could not be reached: its ranks write nothing more, and nothing is started again."""

@@ -13,6 +13,9 @@ from ninthsky.model.fused import compute_dtype, gated_silu
 from ninthsky.model.shape import Shape
 
 
+ROUND = 64  # rows
+
+
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202). `gate_up` holds both, gate first."""
 
@@ -114,9 +117,26 @@ class Experts(nn.Module):
         return _Exchange.apply(done, receive, send, self.group)
 
     def _multiply(self, x: Tensor, counts: Tensor) -> Tensor:
-        dtype, ends = compute_dtype(x), counts.cumsum(0, dtype=torch.int32)
+        dtype, places = compute_dtype(x), None
+        if dtype == torch.bfloat16 and x.device.type == "cpu":
+            places, counts = _spaced(counts, len(x))
+            x = x.new_zeros(int(counts.sum()), x.shape[1]).index_copy(0, places, x)
+        ends = counts.cumsum(0, dtype=torch.int32)
         hidden = gated_silu(F.grouped_mm(x.to(dtype), self.gate_up.to(dtype), offs=ends))
-        return F.grouped_mm(hidden, self.down.to(dtype), offs=ends)
+        answers = F.grouped_mm(hidden, self.down.to(dtype), offs=ends)
+        return answers if places is None else answers[places]
+
+
+def _spaced(counts: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Where each of `rows` sorted rows goes when every expert's share is filled up to a multiple of ROUND; the new shares.
+
+    On a CPU each new size of a bf16 product costs the making of a kernel, more than the product itself at small sizes;
+    rounded sizes come again.
+    """
+    rounded = (counts + ROUND - 1).div(ROUND, rounding_mode="floor") * ROUND
+    moved = (rounded - counts).cumsum(0).roll(1)
+    moved[0] = 0
+    return torch.arange(rows, device=counts.device) + moved.repeat_interleave(counts), rounded
 
 
 class SparseFeedForward(nn.Module):

@@ -19,6 +19,7 @@ STAGES = (
             "radio.days",
             "seed",
         ),
+        files=("radio.counters",),
     ),
     Stage(
         "radio.forecast",

@@ -46,13 +46,29 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
 def used_settings(stage: Stage, settings: Settings) -> dict[str, Any]:
     """The settings that the stage's result depends on, as plain values."""
     tree = settings.model_dump(mode="json")
-    used: dict[str, Any] = {}
-    for dotted in stage.uses:
-        value: Any = tree
-        for part in dotted.split("."):
-            value = value[part]
-        used[dotted] = value
+    used = {dotted: _setting(tree, dotted) for dotted in stage.uses}
+    for dotted in stage.files:
+        named = _setting(tree, dotted)
+        for name in [named] if isinstance(named, str) else named or ():
+            if seen := _fingerprint(Path(name)):
+                used[f"files of {name}"] = seen
     return used
+
+
+def _setting(tree: dict[str, Any], dotted: str) -> Any:
+    value: Any = tree
+    for part in dotted.split("."):
+        value = value[part]
+    return value
+
+
+def _fingerprint(path: Path) -> str:
+    """Number, sizes and newest time of the files there; empty where there is nothing. Contents are not read: they may be big."""
+    files = [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
+    if not files:
+        return ""
+    states = [file.stat() for file in files]
+    return f"{len(files)} files, {sum(s.st_size for s in states)} bytes, newest {max(s.st_mtime_ns for s in states)}"
 
 
 def plan(folder: RunFolder, settings: Settings, stages: list[Stage]) -> list[Decision]:

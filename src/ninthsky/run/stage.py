@@ -23,6 +23,7 @@ class Stage:
 
     `version` is raised by hand when the stage's result changes; white space in code is not a reason to run again.
     `uses` lists the dotted settings (blocks or keys) that the result depends on: a change of any of them is a reason.
+    `files` lists settings that name files or folders: other sizes or times of theirs are a reason too.
     `run` and `explain` are import paths `module:function`, so that planning a run imports no room's heavy parts.
     """
 
@@ -32,6 +33,7 @@ class Stage:
     run: str  # function (StageContext) -> None
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     explain: str = ""  # function (stage folder: Path, id: str) -> Evidence | None, beside evidence.jsonl
 
 

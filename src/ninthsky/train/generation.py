@@ -54,6 +54,9 @@ def leave(probe: Probe) -> None:
     probe.let_go()
     if dist.is_initialized():
         dist.destroy_process_group()
+    # Groups are named by counting. A generation that broke while it formed leaves its count behind, and ranks that count
+    # differently wait for each other under different names.
+    dist.distributed_c10d._world.group_count = 0
     _forget_meshes()
     gc.collect()  # models and meshes refer to themselves and would hold their groups' sockets open
 

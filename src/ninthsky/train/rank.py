@@ -11,7 +11,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -42,13 +42,15 @@ from ninthsky.run.folder import append_line
 from ninthsky.train import checkpoint, shards
 from ninthsky.train.cursor import Cursor, TokenFile
 from ninthsky.train.device import device
-from ninthsky.train.elastic import Release
 from ninthsky.train.generation import form, leave, serve_store
 from ninthsky.train.inject import Injector
 from ninthsky.train.job import TrainJob
 from ninthsky.train.loss import next_token_loss
 from ninthsky.train.shadow import mirror
 from ninthsky.train.trainer import Gate, StepFigures, Trainer
+
+if TYPE_CHECKING:  # elastic is the program that this module is imported by: it runs under another name
+    from ninthsky.train.elastic import Release
 
 HISTORY = "history.jsonl"
 
@@ -82,6 +84,7 @@ class Rank:
         self.trainer: Trainer | None = None
         self._last_held = -1  # newest step of this rank's state that needs no further copy
         self._poison_next = False
+        self._stopped = False
 
     def live(self) -> int:
         """Prepares, then serves one generation after another until it is told to stop."""
@@ -97,18 +100,20 @@ class Rank:
                     return 0
                 continue  # Abort of a generation that this rank has let go
             problem = self._generation(assign)
+            finished = self.trainer.step - 1 if self.trainer is not None else assign.resume_step
             self._let_go()
+            if self._stopped:
+                return 0
             if problem:
-                self.line.send(Broken(assign.generation, self.record.state.step, problem))
+                self.line.send(Broken(assign.generation, finished, problem))
 
     # -- generations --------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         """One whole step on a throw-away mesh, so that everything that is slow the first time has been done."""
-        world = self.job.mesh.ranks
-        dist.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=world)
+        dist.init_process_group(BACKEND, store=HashStore(), rank=0, world_size=self.job.mesh.ranks)
         trainer = self._build(restoring=False)
-        trainer.local_gradients(self.cursor.read(0, 0, world))
+        trainer.local_gradients(self.cursor.read(0, 0, self.job.mesh.data_ranks))
         gates = trainer.gather(trainer.gate_values())
         trainer.apply(Gate.total(gates))
         shards.write(self.shard_folder, 0, 0, trainer.state_shard(), {})
@@ -137,6 +142,7 @@ class Rank:
             self._train(assign)
             self._finish(assign)
         except Interrupted as ended:
+            self._stopped = isinstance(ended.message, Stop)
             return str(ended.message)
         except (RuntimeError, shards.ShardError) as error:
             if not (self.probe.failure or self.trainer is None or isinstance(error, shards.ShardError)):
