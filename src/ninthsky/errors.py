@@ -10,7 +10,7 @@ EXPLANATIONS: dict[str, str] = {
     "N9-CFG-001": "The settings file could not be read. Check its path, or write one: n9 init > run.toml",
     "N9-CFG-002": "The file is not TOML. The line named is where the parser stopped.",
     "N9-CFG-010": "A key that no block of run.toml knows. A misspelt key would otherwise be ignored in silence,\n"
-    "which is why it is an error. `n9 config schema` lists every key.",
+    "which is why it is an error. `n9 config --schema` lists every key.",
     "N9-CFG-011": "A value of the wrong type: text where a number is wanted, or the like.",
     "N9-CFG-012": "A value of the right type that cannot be: a share over 1, a negative time, a choice that does not exist.",
     "N9-CFG-013": "Two settings that cannot both hold, such as a mesh whose product is not the number of ranks.",
@@ -22,7 +22,8 @@ EXPLANATIONS: dict[str, str] = {
     "N9-WHY-001": "No record has this id. Ids are printed by the stage that decided: documents `doc-...`, faults `F-0001`,\n"
     "layouts `layout-...`, a station's hour `STATION@HOUR`.",
     "N9-DATA-001": "No raw pages could be had. Name a folder of HTML in [data] sources, or allow apt-get or a package mirror.",
-    "N9-DATA-002": "The corpus is too small for what follows. The funnel tells where pages were dropped: add sources, loosen rules.",
+    "N9-DATA-002": "The corpus is too small for what follows. The funnel tells where pages were dropped: add sources, loosen\n"
+    "rules.",
     "N9-DATA-003": "The run has no corpus yet. The data stages make it: n9 run FILE --only data",
     "N9-SRV-001": "The export folder has no readable tokenizer.json. `n9 train` writes it beside the model.",
     "N9-SRV-002": "The run has not exported a model yet. `n9 run FILE` goes on from where it stopped.",
@@ -41,20 +42,26 @@ EXPLANATIONS: dict[str, str] = {
     "the data.",
     "N9-TRN-003": "The checkpoint is cut, altered, or of another model. `n9 train check FOLDER` tells which ones are good.",
     "N9-TRN-004": "The speed of a step could not be measured: its ranks ended early. The command named runs them alone.",
-    "N9-TRN-005": "The same steps ended in different weights: in a faultless twin, or on different ranks. That is a bug; keep the run.",
+    "N9-TRN-005": "The same steps ended in different weights: in a faultless twin, or on different ranks. That is a bug;\n"
+    "keep the run.",
     "N9-RAD-001": "The counters could not be read, or nothing should be planned on them; the message says why. Columns:\n"
     "ts, station, cell, load; other names with --column. See docs/radio.md.",
     "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",
     "N9-ALN-002": "The prompts could not be read. Wanted: a UTF-8 CSV with columns prompt and label, the label safe or unsafe.",
-    "N9-SIG-001": "A signal contradicts its own description: wrong number of axes, real against complex, or numbers that are not finite.",
-    "N9-SIG-002": "A split would put one recording, person or day on both sides, or does not know which row belongs to which. Such a\n"
+    "N9-SIG-001": "A signal contradicts its own description: wrong number of axes, real against complex, or numbers that\n"
+    "are not finite.",
+    "N9-SIG-002": "A split would put one recording, person or day on both sides, or does not know which row belongs to\n"
+    "which. Such a\n"
     "split measures memory, not skill.",
-    "N9-SIG-003": "The patches do not fit the array: an axis that does not exist, or a length that the patch size does not divide.",
+    "N9-SIG-003": "The patches do not fit the array: an axis that does not exist, or a length that the patch size does not\n"
+    "divide.",
     "N9-SIG-004": "There is no such task. `n9 signal list` shows them.",
-    "N9-SIG-005": "No such reader or row. `signal.learn` writes the reader; rows go from 0 to the number shown by `n9 signal list`.",
+    "N9-SIG-005": "No such reader or row. `signal.learn` writes the reader; rows go from 0 to the number shown by `n9\n"
+    "signal list`.",
     "N9-GRD-001": "The job did not come back after a fault: the ladder was exhausted. The run's events.jsonl tells each rung.",
     "N9-GRD-002": "The key file of a guarded job is missing, broken, or can be read by others than its owner (chmod 600).",
-    "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose another id.",
+    "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose\n"
+    "another id.",
 }
 
 

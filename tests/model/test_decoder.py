@@ -173,3 +173,22 @@ def test_the_bias_chooses_but_does_not_weigh() -> None:
     assert {0, 1} == set(chosen.flatten().tolist())
     scores = (x @ router.weight.T).sigmoid().gather(1, chosen)
     torch.testing.assert_close(weights, scores / scores.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("counts", [[10, 0, 33, 64], [0, 0, 0, 5], [1, 1, 1, 1], [32, 0, 32, 0]])
+def test_rows_spaced_for_bf16_come_back_to_their_places(counts: list[int]) -> None:
+    experts = Experts(4, 16, 24)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x = torch.randn(sum(counts), 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = experts(x, torch.tensor(counts))
+    with torch.autocast("cpu", torch.bfloat16):
+        spaced = experts(x, torch.tensor(counts))
+    assert spaced.dtype == torch.bfloat16
+    inputs = (x, *experts.parameters())
+    pairs = [
+        (spaced, plain),
+        *zip(*(torch.autograd.grad(y.float().square().sum(), inputs) for y in (spaced, plain)), strict=True),
+    ]
+    for got, wanted in pairs:
+        assert float((got - wanted).detach().norm()) < 0.03 * float(wanted.detach().norm())

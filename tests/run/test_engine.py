@@ -117,8 +117,9 @@ def test_an_unfinished_stage_does_not_go_on_under_other_settings(tmp_path: Path)
 def test_a_failing_stage_keeps_what_was_finished(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     broken = [STAGES[0], replace(STAGES[1], run="tests.run.toy:missing")]
-    with pytest.raises(AttributeError):
+    with pytest.raises(UserError, match="N9-RUN-003"):
         run_stages(folder, settings(), broken, PlainScreen())
+    assert "AttributeError" in (folder.stage("toy.sum") / "error.txt").read_text()
     assert reasons(folder, settings()).keys() == {"toy.sum"}
 
 

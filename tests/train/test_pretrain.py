@@ -130,7 +130,8 @@ def test_killed_at_random_points_and_started_again_it_ends_in_the_same_weights(t
     wanted = read_json(trained.stage("train.pretrain") / "result.json")
     assert wanted is not None
     text, out = SETTINGS + FAULTS, RunFolder(tmp_path).stage("train.pretrain")
-    code = f"import pathlib, tests.train.nano as nano; nano.run_training(pathlib.Path({str(tmp_path)!r}), {text!r}, 'train.pretrain')"
+    call = f"run_training(pathlib.Path({str(tmp_path)!r}), {text!r}, 'train.pretrain')"
+    code = f"import pathlib\nfrom tests.train.nano import run_training\n{call}"
     chance = random.Random(5)
     for end in (chance.randint(1, 25), chance.randint(26, 55)):
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ninthsky.model.fused import compute_dtype, gated_silu
 from ninthsky.model.shape import Shape
 
-
-ROUND = 64  # rows
+ROUND = 32  # rows
 
 
 class FeedForward(nn.Module):

@@ -6,6 +6,7 @@ import graphlib
 import importlib
 import shutil
 import time
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def _setting(tree: dict[str, Any], dotted: str) -> Any:
 
 
 def _fingerprint(path: Path) -> str:
-    """Number, sizes and newest time of the files there; empty where there is nothing. Contents are not read: they may be big."""
+    """Number, sizes and newest time of the files there; empty where there is nothing. Contents may be big and are not read."""
     files = [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
     if not files:
         return ""
@@ -154,9 +155,19 @@ def run_stage(folder: RunFolder, settings: Settings, stage: Stage, screen: Scree
         raise UserError(
             "N9-RUN-004", f"stage `{stage.name}` needs the package {error.name!r}", stage.run, "pip install 'ninthsky[all]'"
         ) from error
-    except Exception as error:
-        folder.event("stage.fail", stage=stage.name, error=f"{type(error).__name__}: {error}")
+    except UserError as error:
+        folder.event("stage.fail", stage=stage.name, error=str(error))
         raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        folder.event("stage.fail", stage=stage.name, error=told)
+        (out / "error.txt").write_text(traceback.format_exc(), "utf-8")
+        raise UserError(
+            "N9-RUN-003",
+            f"stage `{stage.name}` failed: {told}",
+            f"{out / 'error.txt'} has the traceback",
+            "the same command goes on from here once the cause is mended",
+        ) from error
     context.write_records()
     seconds = time.monotonic() - begin
     commit(out, started, context.outputs, seconds)
