@@ -117,6 +117,13 @@ def test_one_number_of_steps_alone_is_refused(tmp_path: Path) -> None:
         run_all(tmp_path, prepared)
 
 
+def test_more_prompts_than_the_words_give(tmp_path: Path) -> None:
+    prepared = settings("[align]\nprompts = 8000\n")
+    upstream(tmp_path, prepared)
+    with pytest.raises(UserError, match="too few words"):
+        run_all(tmp_path, prepared)
+
+
 def test_judge_command(capsys: pytest.CaptureFixture[str]) -> None:
     app(["judge", "I cannot help with that.", "--json"], result_action="return_value")
     assert json.loads(capsys.readouterr().out)["verdict"] == "refusal"

@@ -14,9 +14,16 @@ from ninthsky.guard.watch import follow, line_of
 from ninthsky.run.folder import append_line
 
 NAMED = {
-    "time": 0.0, "kind": "fault.named", "fault": "F-0001", "subject": "card a/0 (rank 1)", "verdict": "process ended", "step": 7,
-    "facts": ["exit status = SIGKILL"], "ruled_out": ["out of memory"], "remedy": "regrouped",
-}  # fmt: skip
+    "time": 0.0,
+    "kind": "fault.named",
+    "fault": "F-0001",
+    "subject": "card a/0 (rank 1)",
+    "verdict": "process ended",
+    "step": 7,
+    "facts": ["exit status = SIGKILL"],
+    "ruled_out": ["out of memory"],
+    "remedy": "regrouped",
+}
 
 
 def test_a_fault_is_told_with_its_evidence_and_unknown_events_are_left_out() -> None:

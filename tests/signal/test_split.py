@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ninthsky.errors import UserError
@@ -24,6 +24,7 @@ def rows(recordings: list[int], subjects: list[int | None] | None = None) -> Lab
     return Labelled(signals, np.array([recording % 3 for recording in recordings]), ("a", "b", "c"))
 
 
+@settings(deadline=None)  # no test asserts a time
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=80), st.integers(0, 5))
 def test_no_recording_is_on_both_sides_and_no_row_is_lost(recordings: list[int], seed: int) -> None:
     train, test = split(rows(recordings), "recording", 0.3, seed)

@@ -93,6 +93,23 @@ def test_a_save_that_fails_is_told_and_not_raised(tmp_path: Path) -> None:
     assert saved.path is None and saved.problem
 
 
+def test_a_disk_that_lies_is_caught_before_the_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trained(1)
+    checkpoint.save(trainer, tmp_path, keep=1)
+    write = checkpoint._write
+
+    def lying(trainer: Trainer, partial: Path) -> None:
+        write(trainer, partial)
+        tensor = trainer.pieces[3].local.view(-1)
+        tensor[5] *= -1  # what lies in memory is now not what was written
+
+    monkeypatch.setattr(checkpoint, "_write", lying)
+    trainer.step = 2
+    saved = checkpoint.save(trainer, tmp_path, keep=1)
+    assert saved.path is None and "came back from the disk" in saved.problem
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"] and not checkpoint.check(tmp_path / "step-1")
+
+
 def test_weights_alone_are_read_into_a_model(two: Path) -> None:
     made = model(seed=8)
     assert checkpoint.load_weights(made, two / "step-2") == 2

@@ -76,10 +76,9 @@ def _of_language(block: dict[str, Any], language: str, bank: Bank, split: Split,
     kinds = [kind for kind in block["kinds"] if kind["bank"] == bank]
     refusals = [line for kind in block["kinds"] for line in kind.get("refusals", ())]
     seen: dict[str, Prompt] = {}
-    tries = 0
+    misses = 0  # in a row
     while len(seen) < count:
-        tries += 1
-        if tries > 50 * count + 1000:
+        if misses > 2_000:
             raise ValueError(f"too few words for {count} different {bank} prompts in {block['name']} ({split})")
         kind = kinds[len(seen) % len(kinds)]
         fill = {
@@ -89,7 +88,8 @@ def _of_language(block: dict[str, Any], language: str, bank: Bank, split: Split,
         text = chance.choice(kind["unseen" if split == "unseen" else "wordings"]).format(**fill)
         answer = chance.choice(kind["answers"]).format(**fill)
         refusal = chance.choice(kind.get("refusals", refusals)).format(**fill)
-        if text in seen:
+        misses = misses + 1 if text in seen else 0
+        if misses:
             continue
         chosen, rejected = (refusal, answer) if bank == "forbidden" else (answer, refusal)
         name = f"{split}-{language}-{bank}-{len(seen):04d}".replace("_", "-")

@@ -55,7 +55,10 @@ def policy(ctx: StageContext) -> None:
     counts: dict[Split, int] = {"train": TRAIN_PROMPTS, "held_out": held_out, "unseen": max(held_out // 3, 20)}
     prompts: dict[Split, list[Prompt]] = {}
     for split in SPLITS:
-        prompts[split] = make_prompts(made, split, counts[split], shares, ctx.settings.seed)
+        try:
+            prompts[split] = make_prompts(made, split, counts[split], shares, ctx.settings.seed)
+        except ValueError as error:
+            raise UserError("N9-CFG-012", f"`align.prompts`: {error}", "[align] prompts", "ask for fewer prompts") from error
         with ctx.open(f"prompts/{split}.jsonl", rows=len(prompts[split])) as file:
             file.write(encode_lines(prompts[split]))
     show_policy(ctx, made, prompts, lengths, shares)

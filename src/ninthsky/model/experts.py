@@ -119,7 +119,7 @@ class Experts(nn.Module):
         dtype, places = compute_dtype(x), None
         if dtype == torch.bfloat16 and x.device.type == "cpu":
             places, counts = _spaced(counts, len(x))
-            x = x.new_zeros(int(counts.sum()), x.shape[1]).index_copy(0, places, x)
+            x = x.new_zeros(int(counts.sum()), x.shape[1]).index_put((places,), x)
         ends = counts.cumsum(0, dtype=torch.int32)
         hidden = gated_silu(F.grouped_mm(x.to(dtype), self.gate_up.to(dtype), offs=ends))
         answers = F.grouped_mm(hidden, self.down.to(dtype), offs=ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -61,8 +62,9 @@ def save(
 ) -> Saved:
     """Writes `folder/step-N`, N the number of finished steps (collective). A failure is told, never raised.
 
-    Every rank checks its own state to be finite; files are checksummed, the seal is written last, and `may_commit` is asked
-    on rank 0 before the checkpoint becomes visible: a stale generation says no. Older ones go only after that, but for `keep`.
+    Every rank checks its own state to be finite and reads back what it wrote; files are checksummed, the seal is written
+    last, and `may_commit` is asked on rank 0 before the checkpoint becomes visible: a stale generation says no. Older ones go
+    only after that, but for `keep`.
     `notes` are rank 0's files that belong to this very state, sealed with it.
     """
     step, rank = trainer.step, dist.get_rank() if trainer.distributed else 0
@@ -74,8 +76,9 @@ def save(
         return Saved(step, None, problem)
     if rank == 0:
         problem = _attempt(lambda: _empty(partial))
-    if not (problem := _first(trainer, problem)):
-        problem = _attempt(lambda: _write(trainer, partial))
+    for work in (_write, _read_back):
+        if not (problem := _first(trainer, problem)):
+            problem = _attempt(functools.partial(work, trainer, partial))
     if not (problem := _first(trainer, problem)) and rank == 0:
         problem = _attempt(lambda: _seal(partial, step, notes or {})) or (
             "" if may_commit() else "this generation may no longer commit"
@@ -170,7 +173,7 @@ def check(path: Path) -> str:
 
 def _finite(trainer: Trainer) -> bool:
     for tensor in trainer.distributed_state().values():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = _local(tensor)
         if local.is_floating_point() and not bool(torch.isfinite(local).all()):
             return False
     return True
@@ -199,6 +202,20 @@ def _write(trainer: Trainer, partial: Path) -> None:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
         writer = FileSystemWriter(partial, sync_files=True)
         dcp_save(trainer.distributed_state(), storage_writer=writer, no_dist=not trainer.distributed)
+
+
+def _read_back(trainer: Trainer, partial: Path) -> None:
+    """Raises OSError where the files do not give back, bit by bit, what this rank holds."""
+    state = trainer.distributed_state()
+    found = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    _load(found, partial, alone=not trainer.distributed)
+    for name, tensor in state.items():
+        if not torch.equal(_local(found[name]), _local(tensor)):
+            raise OSError(f"{name} came back from the disk otherwise than it was written")
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _load(state: dict[str, Any], path: Path, alone: bool) -> None:

@@ -29,10 +29,12 @@ class Release:
 
     def __init__(self) -> None:
         self.sockets = GenerationSockets()
+        self.aborted = threading.Event()
         self._out = threading.Event()
 
     def begin(self) -> None:
         """The main thread enters a generation."""
+        self.aborted.clear()
         self._out.clear()
         self.sockets.mark()
 
@@ -44,6 +46,7 @@ class Release:
         """Runs in the line's reader thread."""
         if self._out.is_set():
             return
+        self.aborted.set()
         self.sockets.abort()
         threading.Thread(target=self._insist, name="release", daemon=True).start()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import queue
 import socket
+import threading
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -36,17 +38,45 @@ def serve_store(assign: Assign, line: Line) -> TCPStore:
     return store
 
 
-def form(assign: Assign, where: Rendezvous, store: TCPStore | None) -> None:
-    """Joins the generation's default process group. Raises RuntimeError when a peer does not come or the sockets are cut."""
+def form(assign: Assign, where: Rendezvous, store: TCPStore | None, aborted: threading.Event) -> None:
+    """Joins the generation's default process group. Raises RuntimeError when a peer does not come or the generation ended."""
     if store is None:
-        store = TCPStore(where.address, where.port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
+        store = _connect(where, aborted)
+    ours = PrefixStore(f"generation-{assign.generation}", store)
+    # All are here before the first connection is made: a wait on the store ends with its socket, one inside gloo would not.
+    if ours.add("arrived", 1) == assign.world:
+        ours.set("complete", "")
+    ours.wait(["complete"])
     dist.init_process_group(
         BACKEND,
-        store=PrefixStore(f"generation-{assign.generation}", store),
+        store=ours,
         rank=assign.rank,
         world_size=assign.world,
         timeout=timedelta(seconds=COLLECTIVE_SECONDS),
     )
+
+
+def _connect(where: Rendezvous, aborted: threading.Event) -> TCPStore:
+    """A client of the generation's store. Its constructor tries again and again where the server is frozen, whatever happens to
+    its sockets: it has a thread of its own, which is left to its time-out when the generation ends."""
+    made: queue.SimpleQueue[TCPStore | RuntimeError] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            made.put(TCPStore(where.address, where.port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS)))
+        except RuntimeError as error:
+            made.put(error)
+
+    threading.Thread(target=connect, name="store", daemon=True).start()
+    while not aborted.is_set():
+        try:
+            store = made.get(timeout=0.05)
+        except queue.Empty:
+            continue
+        if isinstance(store, RuntimeError):
+            raise store
+        return store
+    raise RuntimeError("the generation ended before its store answered")
 
 
 def leave(probe: Probe) -> None:

@@ -164,7 +164,7 @@ class Rank:
         self.probe.inner = gloo(assign.bind)
         store = serve_store(assign, self.line) if assign.serve_store else None
         where = self.line.wait_for(Rendezvous, lambda message: message.generation == assign.generation)
-        form(assign, where, store)
+        form(assign, where, store, self.release.aborted)
         trainer = self._build(restoring=assign.resume_step >= 0)
         if assign.resume_step >= 0:
             tensors, _ = shards.read(self.shard_folder, assign.rank, assign.resume_step)

@@ -25,7 +25,7 @@ BACKEND = "guard"
 
 # (store, rank, size, timeout of a collective) -> a group that does the work
 Inner = Callable[[Store, int, int, timedelta], dist.ProcessGroup]
-FORMING_SECONDS = 20.0  # for the connections of one group; a peer that dies meanwhile is noticed by the guard, not by this
+FORMING_SECONDS = 10.0  # for the connections of one group; a peer that dies meanwhile is noticed by the guard, not by this
 
 
 class _Kind(NamedTuple):
