@@ -76,7 +76,7 @@ def record(verdict: Verdict, chosen: Verdict, problem: Problem, objective: Objec
 
 
 def _tell(ctx: StageContext, verdicts: list[Verdict], problem: Problem, objective: Objective) -> None:
-    """What the person sees: the block, the table, the headline, the limits."""
+    """What the person sees: the block, the table, the limits."""
     chosen, cluster = verdicts[0], problem.cluster
     runnable = [verdict for verdict in verdicts if verdict.status in ("chosen", "lost")]
     ctx.say(
@@ -126,15 +126,6 @@ def _tell(ctx: StageContext, verdicts: list[Verdict], problem: Problem, objectiv
         memory_per_rank=chosen.memory["total"],
         egress_per_host=chosen.egress["total"],
     )
-    plain = next((verdict for verdict in runnable if verdict.cut.ep == 1), None)
-    if plain is not None and plain is not chosen:
-        ctx.headline(
-            f"layout: leaves a host per step ({chosen.cut.mesh_name})",
-            f"{chosen.egress['total'] / 1e6:.2f} MB",
-            f"FSDP2 alone ({plain.cut.mesh_name})",
-            f"{plain.egress['total'] / 1e6:.2f} MB",
-            f"n9 why {chosen.id}",
-        )
     if cluster.chip.name == "cpu":
         ctx.limit("Layout: hosts are simulated, so cuts are ranked by bytes between them; the times are a stand-in card's.")
     ctx.limit("Layout: memory per rank counts tensors (states exactly, activations by formula), not the process around them.")

@@ -162,13 +162,6 @@ def _tell(ctx: StageContext, prompt: str, own: Answer, compared: Comparison | No
         source = f"transformers {compared.version}, {compared.positions} held-out positions, fp32"
         facts += [Fact("largest logit difference", compared.difference, TOLERANCE, source=source)]
         facts += [Fact("greedy answer there", "the same" if compared.same_answer else "another", source=source)]
-        ctx.headline(
-            "export: largest logit difference, our decoder against",
-            f"{compared.difference:.1e}",
-            f"transformers {compared.version}, equal below",
-            f"{TOLERANCE:g}",
-            f"n9 chat {json.dumps(prompt, ensure_ascii=False)}",
-        )
         if not compared.same_answer:
             ctx.limit(
                 "`transformers` continued the question with another greedy answer: two tokens were almost equally likely."
