@@ -3,8 +3,9 @@
 One job of four ranks on two simulated hosts with a spare each trains on made tokens. When spares are ready on both hosts a rank
 is struck at a random moment. Times run from the signal to the first step that rank 0 has finished in the new generation.
 The cost is counted in processor seconds over undisturbed training; a second job, of simulated ranks with 2 kB of state at the
-same pace, tells what of it is watching and what is copying state to the other host.
-The peers' figures are from `shared/design/numbers.md`: measured on another day, on a machine of the same kind, not here.
+same pace, tells what of it is watching and what is copying state to the other host; shipping.py measures the copy itself.
+Then torchrun trains the same model and is struck in the same way (rivals.py). Figures marked "cited" are from
+`shared/design/numbers.md`: measured on another day, on a machine of the same kind, not here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ import msgspec
 import numpy as np
 
 from benchmarks.report import median_interval, publish
+from benchmarks.rivals import CHECKPOINT_EVERY, STRUCK, TIMEOUT_SECONDS, Outcome, run_torchrun
+from benchmarks.shipping import shipping_cost
 from ninthsky.config.load import parse_settings
 from ninthsky.guard.drill import drill_job
 from ninthsky.guard.faults import Fault
@@ -97,6 +101,7 @@ class Striker:
         self.cost: dict[str, float] = {}
         self.struck: tuple[signal.Signals, int, float] | None = None
         self.busy = False
+        self.load = os.getloadavg()[0]  # of the machine, before anything of this benchmark runs
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
@@ -266,6 +271,7 @@ def main() -> None:
     parser.add_argument("--freezes", type=int, default=6)
     parser.add_argument("--quiet-seconds", type=float, default=15.0)
     parser.add_argument("--minutes", type=float, default=6.0, help="no more strikes after this time")
+    parser.add_argument("--no-rival", action="store_true", help="without the two to three minutes of torchrun")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-guard-"))
@@ -279,49 +285,94 @@ def main() -> None:
     striker.cost["state_mb_per_s"] = state_bytes(striker.spec) / 1e6 / striker.cost["step_s"]
     watching = measure_watching(folder, arguments.quiet_seconds, striker.cost["step_s"])
     striker.cost["overhead_watching"] = watching / striker.cost["all_cores"] + striker.cost["probe_share"]
+    striker.cost |= shipping_cost(state_bytes(striker.spec) // striker.spec.world)
+    rivals = {} if arguments.no_rival else run_torchrun(folder / "torchrun", load_job(Path(striker.spec.command[-1])))
     shutil.rmtree(folder)
-    report(striker, arguments.size, arguments.seed)
+    report(striker, rivals, arguments.size, arguments.seed)
 
 
-def report(striker: Striker, size: str, seed: int) -> None:
+def rival_figures(rivals: dict[str, Outcome]) -> dict[str, Any]:
+    """`torchrun_...`: None where it did not come back (or named nobody) within the limit that stands beside it."""
+    figures: dict[str, Any] = {}
+    names = {"killed": "kill", "killed_prefix": "kill_prefix", "stopped_prefix": "stop"}
+    for case, outcome in rivals.items():
+        name = f"torchrun_{names[case]}"
+        figures |= {
+            f"{name}_to_training_s": outcome.trained, f"{name}_named_s": outcome.named, f"{name}_blamed_rank": outcome.blamed,
+            f"{name}_steps_lost": outcome.steps_lost, f"{name}_limit_s": outcome.limit,
+        }  # fmt: skip
+    return figures | ({"torchrun_stop_timeout_s": TIMEOUT_SECONDS, "torchrun_struck_rank": STRUCK} if rivals else {})
+
+
+def again(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "not run"
+    return f"not within {outcome.limit:.0f} s" if outcome.trained is None else f"{outcome.trained:.1f} s"
+
+
+def blame(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "not run"
+    if outcome.named is None:
+        return f"nobody within {outcome.limit:.0f} s"
+    return f"{outcome.named:.1f} s, rank {outcome.blamed} ({'right' if outcome.blamed == STRUCK else f'it was {STRUCK}'})"
+
+
+def report(striker: Striker, rivals: dict[str, Outcome], size: str, seed: int) -> None:
     kills = [result for result in striker.results if result["kind"] == "SIGKILL"]
     stops = [result for result in striker.results if result["kind"] == "SIGSTOP"]
-    figures: dict[str, Any] = {"size": size, "seed": seed, "ranks": 4}
+    figures: dict[str, Any] = {"size": size, "seed": seed, "ranks": 4, "load_before": striker.load}
     samples = {
         "kill_to_training_s": [r["trained"] for r in kills], "kill_to_gate_s": [r["gate"] for r in kills],
         "hang_named_s": [r["named"] for r in stops], "hang_to_training_s": [r["trained"] for r in stops],
     }  # fmt: skip
     for name, values in samples.items():
-        figures |= median_interval(values, name) if values else {}
+        figures |= {**median_interval(values, name), f"{name}_max": max(values)} if values else {}
     right = sum(result["right"] for result in striker.results)
     lost = sum(result["lost"] for result in striker.results)
     figures |= {"named_right": right, "faults": len(striker.results), "committed_steps_lost": lost, **striker.cost}
+    figures |= rival_figures(rivals)
 
     def line(name: str) -> str:
         if name not in figures:
             return "not run"
         low, high = figures[f"{name}_ci_low"], figures[f"{name}_ci_high"]
-        return f"{figures[name]:.2f} s [{low:.2f}, {high:.2f}], n = {figures[f'{name}_n']}"
+        return (
+            f"{figures[name]:.2f} s [{low:.2f}, {high:.2f}], at most {figures[f'{name}_max']:.2f}, n = {figures[f'{name}_n']}"
+        )
 
-    elsewhere = "(numbers.md, measured elsewhere)"
+    killed, prefixed, stopped = (rivals.get(case) for case in ("killed", "killed_prefix", "stopped_prefix"))
+    torchrun = f"torchrun {version('torch').partition('+')[0]}, this run:"
+    undone = [outcome.steps_lost for outcome in (prefixed, stopped) if outcome is not None and outcome.steps_lost is not None]
     rows = [
         (
             "kill -> first step finished",
             line("kill_to_training_s"),
-            f"torchrun 2.13: never, cured 10.8-16 s; torchft 2.1-2.3 s {elsewhere}",
+            f"{torchrun} {again(killed)} as shipped, {again(prefixed)} with a store prefix per attempt; "
+            "cited: torchft 2.1-2.3 s, NVRx 13.6 s",
         ),
         ("kill -> first gate passed", line("kill_to_gate_s"), "-"),
         (
             "frozen -> named",
             line("hang_named_s"),
-            f"torchrun 1,800 s, wrong rank; NVRx 10.2 s, three ranks at once {elsewhere}",
+            f"{torchrun} {blame(stopped)}, with collectives timed out at {TIMEOUT_SECONDS:.0f} s; cited: torch's default "
+            "1,800 s; NVRx 10.2 s, three ranks at once",
         ),
-        ("frozen -> first step finished", line("hang_to_training_s"), f"torchrun never; NVRx 28.6 s {elsewhere}"),
-        ("named right", f"{right} of {len(striker.results)}", "-"),
-        ("committed steps lost", lost, f"torchrun 20 or all {elsewhere}"),
+        ("frozen -> first step finished", line("hang_to_training_s"), f"{torchrun} {again(stopped)}; cited: NVRx 28.6 s"),
+        ("named right", f"{right} of {len(striker.results)}", f"{torchrun} killed: {blame(killed)}"),
+        (
+            "committed steps lost",
+            lost,
+            f"{torchrun} {' and '.join(map(str, undone)) or 'unknown'} of a checkpoint every {CHECKPOINT_EVERY}",
+        ),
         ("all of the guard, of all processor time", f"{figures['overhead']:.2%}", "goal (issue 4) 0.5 %"),
         ("of it watching (controller, agents, probe)", f"{figures['overhead_watching']:.2%}", "-"),
         ("the rest: copies of the state, encrypted", f"{figures['state_mb_per_s']:.0f} MB/s", "-"),
+        (
+            "a copy, ms of processor time per MB",
+            f"{figures['ship_sender_ms_per_mb']:.2f} sender, {figures['ship_receiver_ms_per_mb']:.2f} receiver",
+            "-",
+        ),
         ("controller, share of a core", f"{figures['controller_core']:.2%}", "-"),
         ("controller, MB resident", f"{figures['controller_mb']:.0f}", "-"),
     ]

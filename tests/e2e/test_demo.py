@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +12,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ninthsky.errors import OK, PARTIAL
 from ninthsky.guard.faults import read_faults
 from ninthsky.road import stages
 from ninthsky.run.folder import RunFolder, read_json, read_lines
 from tests.browser import opened
+from tests.conftest import ROOT
 from tests.test_house import n9
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -96,8 +100,9 @@ def test_why_answers_for_every_kind_of_verdict(demo: Demo) -> None:
     folder, _ = demo
     layout = next(read_lines(folder.stage("layout") / "evidence.jsonl"))["id"]
     answer = next(read_lines(folder.stage("align.dpo") / "generated.jsonl"))["id"]
-    hour = pq.read_table(folder.stage("radio.plan") / "plan").slice(0, 1).to_pylist()[0]
-    for id in ("F-0001", layout, answer, f"{hour['station']}@3"):
+    (plan, *_) = sorted((folder.stage("radio.plan") / "plan").glob("*.parquet"))
+    station = pq.ParquetFile(plan).read(columns=["station"])["station"][0].as_py()
+    for id in ("F-0001", layout, answer, f"{station}@3"):
         result = n9("why", id, "--run", str(folder.path), "--json")
         assert result.returncode == 0, result.stderr
         record = json.loads(result.stdout)
@@ -113,7 +118,7 @@ def test_the_export_answers_and_equals_transformers(demo: Demo) -> None:
     folder, _ = demo
     proof = read_json(folder.stage("serve.proof") / "proof.json")
     assert proof is not None
-    assert proof["max_logit_difference"] <= 1e-5
+    assert proof["logit_difference"] <= 1e-5
     chat = n9("chat", "Debian", "--run", str(folder.path), "--json")
     assert chat.returncode == 0, chat.stderr
     assert json.loads(chat.stdout)["answer"] is not None
@@ -130,6 +135,32 @@ def test_a_second_run_reruns_nothing_and_a_changed_setting_only_what_depends_on_
     rows = [json.loads(line) for line in changed.stdout.splitlines()]
     assert {row["stage"] for row in rows if row["runs"]} == {"radio.plan"}
     assert "radio.load_limit 0.6 -> 0.5" in {row["reason"] for row in rows}
+
+
+def test_what_the_readme_shows_runs(demo: Demo) -> None:
+    """Every `n9` command of the README, in the folder of a demo, beside a person's own page.html and counters.csv."""
+    folder, _ = demo
+    place = folder.path.parent.parent
+    (place / "page.html").write_text(
+        "<html><body><nav><a href=/>home</a></nav><p>" + "The quick brown fox. " * 60 + "</p></body></html>"
+    )
+    hours = [(cell, day, hour) for cell in "abc" for day in range(1, 29) for hour in range(24)]
+    rows = [f"2026-01-{day:02d}T{hour:02d}:00,S1,{cell},{0.1 + 0.02 * hour}" for cell, day, hour in hours]
+    (place / "counters.csv").write_text("ts,station,cell,load\n" + "\n".join(rows) + "\n")
+    shown = re.findall(r"(?:^|`)(n9 [^`\n]+?)(?=`|  |$)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert len(shown) > 12
+    elsewhere = {
+        "n9 why ID": "a pattern, not a command",
+        "n9 demo": "ran already",
+        "n9 run run.toml": "the same road at full size",
+        "n9 serve": "serves until it is stopped: tests/serve",
+    }
+    for line in sorted({line.strip(".,:") for line in shown} - set(elsewhere)):
+        words, _, target = line.partition(" > ")
+        result = n9(*shlex.split(words)[1:], cwd=place)
+        assert result.returncode in (OK, PARTIAL), f"{line}: {result.stdout[-800:]}{result.stderr[-800:]}"
+        if target:
+            (place / target).write_text(result.stdout)
 
 
 @pytest.mark.browser

@@ -12,9 +12,11 @@ import pytest
 
 from ninthsky.guard import protocol as p
 from ninthsky.guard.conductor import Conductor
+from ninthsky.guard.judges import Verdict
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.record import Phase, RecordWriter
 from ninthsky.guard.spec import HostSpec, Injected, JobSpec, Watch
+from ninthsky.guard.state import JobState
 
 
 class Cluster:
@@ -64,8 +66,12 @@ class Cluster:
     def event(self, kind: str, **fields: Any) -> None:
         self.events.append({"kind": kind, **fields})
 
+    @property
+    def state(self) -> JobState:
+        return self.c.state
+
     def stage(self) -> str:
-        return self.c.stage
+        return self.state.stage
 
     def kinds(self) -> list[str]:
         return [event["kind"] for event in self.events]
@@ -76,7 +82,7 @@ class Cluster:
             generation, rank, step, _ = self.records.get(pid, (0, -1, -1, 0))
             last: list[m.ToAgent] = [m.Joined(generation, rank, step)] if generation else []
             states.append(p.ProcessState(slot, pid, True, generation, rank, last))
-        return p.Register(f"10.0.0.{host}", 5, self.c.generation, states, self.numbers[host])
+        return p.Register(f"10.0.0.{host}", 5, self.state.generation, states, self.numbers[host])
 
     def tell(self, host: str, make: Any) -> None:
         self.numbers[host] += 1
@@ -125,22 +131,22 @@ class Cluster:
             self.slots[host] = {slot: next(self.pids) for slot in range(2 + self.spec.hosts[0].spares)}
             self.queue.append((host, self.register(host)))
         self.run(0.3)
-        assert self.c.stage == "run", self.c.stage
+        assert self.state.stage == "run", self.state.stage
 
     def step(self, step: int) -> None:
         """All ranks finish a step, its shards lie on both hosts."""
-        for proc in self.c.roster.places:
+        for proc in self.state.roster.places:
             generation, rank, _, phase = self.records[proc.pid]
             self.records[proc.pid] = (generation, rank, step + 1, phase)
         shards = [p.ShardInfo(rank, at, 1, f"{rank}-{at}") for rank in range(4) for at in (step - 1, step) if at >= 0]
         self.shards = {"a": shards, "b": shards}
-        proc = self.c.roster.places[0]
-        self.say(proc.host, proc.slot, m.Committed(self.c.generation, step - 1))
+        proc = self.state.roster.places[0]
+        self.say(proc.host, proc.slot, m.Committed(self.state.generation, step - 1))
         self.run(0.2)
 
     def end(self, rank: int, status: int = -signal.SIGKILL) -> None:
         """A rank's process ends, and its slot gets a new, ready one."""
-        proc = self.c.roster.places[rank]
+        proc = self.state.roster.places[rank]
         self.end_process(proc.host, proc.slot, status)
 
     def end_process(self, host: str, slot: int, status: int = -signal.SIGKILL, respawn: bool = True) -> None:
@@ -166,32 +172,32 @@ def cluster(tmp_path: Path) -> Cluster:
 def test_an_exit_regroups_from_the_newest_whole_step(cluster: Cluster) -> None:
     cluster.end(2)
     cluster.run(0.2)
-    assert cluster.c.stage == "run" and cluster.c.generation == 2 and cluster.c.resume_step == 1
-    assert cluster.c.roster.places[2].card == "b/2"
+    assert cluster.state.stage == "run" and cluster.state.generation == 2 and cluster.state.resume_step == 1
+    assert cluster.state.roster.places[2].card == "b/2"
     cluster.step(2)
-    (fault,) = cluster.c.book.faults
+    (fault,) = cluster.state.book.faults
     assert (fault.state, fault.cause, fault.rank, fault.card, fault.replaced_by) == ("repaired", "exit", 2, "b/0", "b/2")
     assert (fault.steps_redone, fault.committed_steps_lost) == (1, 0)
 
 
 def test_an_echo_in_another_rank_is_no_fault(cluster: Cluster) -> None:
-    proc = cluster.c.roster.places[1]
+    proc = cluster.state.roster.places[1]
     cluster.say(proc.host, proc.slot, m.Broken(1, 1, "connection reset"))
     cluster.end(2)
     cluster.run(1.0)
-    assert [fault.rank for fault in cluster.c.book.faults] == [2]
-    assert "connection reset" in str(cluster.c.book.faults[0].evidence.facts[-1])
+    assert [fault.rank for fault in cluster.state.book.faults] == [2]
+    assert "connection reset" in str(cluster.state.book.faults[0].evidence.facts[-1])
 
 
 def test_a_broken_collective_with_everybody_alive_rebuilds_the_groups(cluster: Cluster) -> None:
-    proc = cluster.c.roster.places[1]
+    proc = cluster.state.roster.places[1]
     cluster.say(proc.host, proc.slot, m.Broken(1, 1, "connection reset"))
     cluster.run(1.0)
-    assert not cluster.c.book.faults
+    assert not cluster.state.book.faults
     cluster.run(1.0)
-    assert [(fault.cause, fault.rank) for fault in cluster.c.book.faults] == [("unknown", None)]
-    assert cluster.c.generation == 2 and cluster.c.stage == "run"
-    assert [proc.card for proc in cluster.c.roster.places] == ["a/0", "a/1", "b/0", "b/1"]
+    assert [(fault.cause, fault.rank) for fault in cluster.state.book.faults] == [("unknown", None)]
+    assert cluster.state.generation == 2 and cluster.state.stage == "run"
+    assert [proc.card for proc in cluster.state.roster.places] == ["a/0", "a/1", "b/0", "b/1"]
 
 
 def test_a_second_exit_during_the_regroup_joins_it(cluster: Cluster) -> None:
@@ -205,23 +211,23 @@ def test_a_second_exit_during_the_regroup_joins_it(cluster: Cluster) -> None:
     cluster.run(4.0)
     # Agents that did not answer Prepare are asked again when their silence in the regroup is noticed, or register anew.
     for host in ("a", "b"):
-        cluster.send(host, p.Prepare(cluster.c.generation, ""))
+        cluster.send(host, p.Prepare(cluster.state.generation, ""))
     cluster.run(0.3)
-    assert cluster.c.stage == "run"
-    assert {fault.rank for fault in cluster.c.book.faults} == {0, 2}
-    assert [proc.card for proc in cluster.c.roster.places] == ["a/2", "a/1", "b/2", "b/1"]
+    assert cluster.state.stage == "run"
+    assert {fault.rank for fault in cluster.state.book.faults} == {0, 2}
+    assert [proc.card for proc in cluster.state.roster.places] == ["a/2", "a/1", "b/2", "b/1"]
 
 
 def test_a_spare_that_dies_while_it_takes_its_place_is_replaced_too(cluster: Cluster) -> None:
     cluster.end(2)
     cluster.queue.append(("b", cluster.register("b")))  # keep the order: the exit comes first
-    while cluster.c.stage != "form" and cluster.queue:
+    while cluster.state.stage != "form" and cluster.queue:
         cluster.c.handle(*cluster.queue.popleft())
     cluster.end(2)
     cluster.run(0.5)
-    assert cluster.c.stage == "run" and cluster.c.generation == 3
+    assert cluster.state.stage == "run" and cluster.state.generation == 3
     cluster.step(2)
-    assert [fault.state for fault in cluster.c.book.faults] == ["repaired", "repaired"]
+    assert [fault.state for fault in cluster.state.book.faults] == ["repaired", "repaired"]
 
 
 def test_a_card_that_failed_twice_is_kept_out(cluster: Cluster) -> None:
@@ -230,8 +236,8 @@ def test_a_card_that_failed_twice_is_kept_out(cluster: Cluster) -> None:
         cluster.run(0.3)
         cluster.step(step)
     assert "card.kept_out" in cluster.kinds()
-    assert len(cluster.c.roster.kept_out) == 1 and cluster.commands(p.KeepOut)
-    assert cluster.c.roster.places[2].card not in cluster.c.roster.kept_out
+    assert len(cluster.state.roster.kept_out) == 1 and cluster.commands(p.KeepOut)
+    assert cluster.state.roster.places[2].card not in cluster.state.roster.kept_out
 
 
 def test_too_many_evictions_within_an_hour_page_a_person(tmp_path: Path) -> None:
@@ -241,29 +247,29 @@ def test_too_many_evictions_within_an_hour_page_a_person(tmp_path: Path) -> None
         cluster.step(step)
         cluster.end(2)
         cluster.run(0.3)
-    assert cluster.c.stage == "failed" and "evictions within an hour" in cluster.c.reason
-    assert cluster.c.book.faults[-1].state == "stopped"
+    assert cluster.state.stage == "failed" and "evictions within an hour" in cluster.state.reason
+    assert cluster.state.book.faults[-1].state == "stopped"
 
 
 def test_advice_is_told_once_while_a_rank_stays_frozen(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, Watch(action="advise"))
     cluster.begin()
     cluster.step(0)
-    cluster.stopped.add(cluster.c.roster.places[3].pid)
+    cluster.stopped.add(cluster.state.roster.places[3].pid)
     cluster.run(5.0)
-    assert [(fault.cause, fault.rank, fault.state) for fault in cluster.c.book.faults] == [("frozen", 3, "advised")]
-    assert cluster.c.generation == 1 and cluster.c.stage == "run"
+    assert [(fault.cause, fault.rank, fault.state) for fault in cluster.state.book.faults] == [("frozen", 3, "advised")]
+    assert cluster.state.generation == 1 and cluster.state.stage == "run"
     cluster.stopped.clear()
     cluster.step(1)
-    assert cluster.c.stage == "run", "it thawed by itself, and the job goes on"
+    assert cluster.state.stage == "run", "it thawed by itself, and the job goes on"
 
 
 def test_a_frozen_rank_is_dismissed_before_its_slot_is_used_again(cluster: Cluster) -> None:
-    pid = cluster.c.roster.places[3].pid
+    pid = cluster.state.roster.places[3].pid
     cluster.stopped.add(pid)
     cluster.run(0.3)
     assert [(command.pid, command.kill) for command in cluster.commands(p.Dismiss)] == [(pid, True)]
-    assert cluster.c.roster.places[3].card == "b/2"
+    assert cluster.state.roster.places[3].card == "b/2"
 
 
 def test_a_lost_host_is_replaced_and_refused_when_it_returns(tmp_path: Path) -> None:
@@ -272,13 +278,13 @@ def test_a_lost_host_is_replaced_and_refused_when_it_returns(tmp_path: Path) -> 
     cluster.step(0)
     cluster.mute.add("b")
     cluster.run(5.0)
-    assert [(fault.cause, fault.host) for fault in cluster.c.book.faults] == [("host", "b")]
-    assert [proc.host for proc in cluster.c.roster.places] == ["a"] * 4 and cluster.c.stage == "run"
+    assert [(fault.cause, fault.host) for fault in cluster.state.book.faults] == [("host", "b")]
+    assert [proc.host for proc in cluster.state.roster.places] == ["a"] * 4 and cluster.state.stage == "run"
     assert [peer.host for peer in cluster.commands(p.Form)[-1].peers] == ["a"]
     cluster.mute.clear()
     cluster.run(0.5)
     assert "host.refused" in cluster.kinds() and cluster.commands(p.Refused)
-    assert len(cluster.c.roster.places) == 4 and "b" in cluster.c.roster.lost
+    assert len(cluster.state.roster.places) == 4 and "b" in cluster.state.roster.lost
 
 
 def test_a_missed_event_makes_the_agent_tell_everything(cluster: Cluster) -> None:
@@ -288,31 +294,31 @@ def test_a_missed_event_makes_the_agent_tell_everything(cluster: Cluster) -> Non
     assert not cluster.commands(p.WhoAreYou)
     cluster.run(0.5)
     assert cluster.commands(p.WhoAreYou)
-    assert [(fault.cause, fault.rank) for fault in cluster.c.book.faults] == [("exit", 2)]
-    assert cluster.c.stage == "run"
+    assert [(fault.cause, fault.rank) for fault in cluster.state.book.faults] == [("exit", 2)]
+    assert cluster.state.stage == "run"
 
 
 def test_every_rank_gets_the_same_answer_about_a_bad_step(cluster: Cluster) -> None:
-    for proc in cluster.c.roster.places:
+    for proc in cluster.state.roster.places:
         cluster.say(proc.host, proc.slot, m.Bad(1, 2, 0, [3]))
     cluster.run(0.2)
     answers = [command.message for command in cluster.commands(p.ToSlot) if isinstance(command.message, m.Decide)]
     assert answers == [m.Decide(2, 0, "redo")] * 4
-    assert len(cluster.c.book.faults) == 1, "told once, not four times"
-    assert cluster.c.book.faults[0].card == "b/1"
+    assert len(cluster.state.book.faults) == 1, "told once, not four times"
+    assert cluster.state.book.faults[0].card == "b/1"
 
 
 def test_a_bad_step_on_the_replaced_card_too_is_skipped(cluster: Cluster) -> None:
     def vote(attempt: int) -> m.Decide | None:
         before = len(cluster.sent)
-        for proc in cluster.c.roster.places:
-            cluster.say(proc.host, proc.slot, m.Bad(cluster.c.generation, 2, attempt, [3]))
+        for proc in cluster.state.roster.places:
+            cluster.say(proc.host, proc.slot, m.Bad(cluster.state.generation, 2, attempt, [3]))
         cluster.run(0.3)
         answers = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlot) and isinstance(c.message, m.Decide)]
         return answers[0] if answers else None
 
     assert [answer and answer.action for answer in (vote(0), vote(1))] == ["redo", "rotate"]
-    assert vote(2) is None and cluster.c.generation == 2, "bad with other data too: the card is replaced"
+    assert vote(2) is None and cluster.state.generation == 2, "bad with other data too: the card is replaced"
     answer = vote(0)
     assert answer is not None and answer.action == "skip", "the other card found the same"
 
@@ -321,7 +327,7 @@ def test_a_stale_generation_cannot_commit_a_checkpoint(cluster: Cluster) -> None
     def permits() -> list[bool]:
         return [c.message.allowed for c in cluster.commands(p.ToSlot) if isinstance(c.message, m.Permit)]
 
-    proc = cluster.c.roster.places[1]
+    proc = cluster.state.roster.places[1]
     cluster.say(proc.host, proc.slot, m.MayCommit(1, 1))
     cluster.drain()
     assert permits() == [True]
@@ -334,24 +340,24 @@ def test_a_stale_generation_cannot_commit_a_checkpoint(cluster: Cluster) -> None
 
 def test_a_restarted_controller_goes_on_without_a_new_generation(cluster: Cluster) -> None:
     cluster.c = cluster.start()
-    assert cluster.stage() == "recover" and cluster.c.generation == 1
+    assert cluster.stage() == "recover" and cluster.state.generation == 1
     cluster.run(1.0)
-    assert cluster.c.stage == "run" and cluster.c.generation == 1 and "controller.recovered" in cluster.kinds()
+    assert cluster.state.stage == "run" and cluster.state.generation == 1 and "controller.recovered" in cluster.kinds()
     cluster.end(2)
     cluster.run(0.3)
-    assert cluster.c.generation == 2 and cluster.c.stage == "run"
+    assert cluster.state.generation == 2 and cluster.state.stage == "run"
 
 
 def test_a_controller_restarted_during_a_regroup_declares_a_newer_generation(cluster: Cluster) -> None:
     cluster.answering = False
     cluster.end(2)
     cluster.drain()
-    assert cluster.c.stage == "collect" and cluster.c.generation == 2
+    assert cluster.state.stage == "collect" and cluster.state.generation == 2
     cluster.answering = True
     cluster.c = cluster.start()
     cluster.run(1.0)
-    assert cluster.c.stage == "run" and cluster.c.generation == 3
-    assert cluster.c.roster.places[2].card == "b/2"
+    assert cluster.stage() == "run" and cluster.state.generation == 3
+    assert cluster.state.roster.places[2].card == "b/2"
 
 
 def test_a_restarted_controller_remembers_what_was_lost(tmp_path: Path) -> None:
@@ -363,7 +369,7 @@ def test_a_restarted_controller_remembers_what_was_lost(tmp_path: Path) -> None:
     cluster.mute.clear()
     cluster.c = cluster.start()
     cluster.run(1.0)
-    assert cluster.c.roster.lost == {"b"} and cluster.c.stage == "run"
+    assert cluster.state.roster.lost == {"b"} and cluster.state.stage == "run"
     assert cluster.commands(p.Refused)
 
 
@@ -376,4 +382,27 @@ def test_injected_faults_are_shown_as_injected_and_each_once(tmp_path: Path) -> 
     cluster.step(1)
     cluster.end(2)
     cluster.run(0.3)
-    assert [fault.injected for fault in cluster.c.book.faults] == [True, False]
+    assert [fault.injected for fault in cluster.state.book.faults] == [True, False]
+
+
+def test_a_slow_card_is_told_once_and_replaced_when_a_spare_is_ready(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, spares=0)
+    cluster.begin()
+    cluster.step(3)
+    slow = Verdict("slow", (1,), "its own work takes longer", (), onset=1.0)
+    window = cluster.state.fleet.window(cluster.now)
+    remedies = cluster.c._remedies
+    remedies.fault(slow, window)
+    assert [fault.state for fault in cluster.state.book.faults] == ["advised"]
+    assert remedies.is_borne(slow, window), "it would be told again every tenth of a second"
+    cluster.slots["a"][2] = next(cluster.pids)
+    cluster.tell("a", lambda n: p.Started(n, 2, cluster.slots["a"][2]))
+    cluster.say("a", 2, m.Ready())
+    cluster.drain()
+    assert not remedies.is_borne(slow, window)
+    remedies.fault(slow, window)
+    cluster.run(0.5)
+    cluster.step(4)
+    cluster.run(0.5)
+    assert [(fault.id, fault.state) for fault in cluster.state.book.faults] == [("F-0001", "repaired")]
+    assert cluster.kinds().count("fault.named") == 1

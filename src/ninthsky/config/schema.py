@@ -122,9 +122,9 @@ class Train(Block):
     steps: PositiveInt | None = None
     sequence: PositiveInt | None = None  # tokens
     batch: PositiveInt | None = None  # sequences per step over all ranks
-    lr: PositiveFloat = 3e-3
+    lr: PositiveFloat | None = None
     weight_decay: float = Field(0.1, ge=0)
-    warmup: Share = 0.1
+    warmup: Share = 0.05
     clip: PositiveFloat = 1.0
     optimizer: Literal["adamw"] = "adamw"
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -27,7 +27,7 @@ from ninthsky.guard.probe.record import HEADER, read_raw
 from ninthsky.guard.shards import ShardExchange, ShardStore, remove_folder, shard_name
 from ninthsky.guard.spawner import Process, Spawner, oom_kills, process_state, tail_of, watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
-from ninthsky.guard.wire import Caller
+from ninthsky.guard.wire import Caller, keep_memory
 from ninthsky.run.folder import write_json
 
 REPORT_SECONDS = 0.1
@@ -380,6 +380,7 @@ def main(job: Path, host: str, keys: Path, address: str, port: int) -> int:
     """`n9 guard agent`."""
 
     watch_first()
+    keep_memory()
 
     async def work() -> int:
         return await Agent(load_spec(job), host, keys, address, port).run()

@@ -68,6 +68,7 @@ class Controller:
         self._started = time.monotonic()
         self._refused = self.listener.refused.copy()
         self.conductor = Conductor(spec, self._send, self._event)
+        self.state = self.conductor.state
         self._stopping = ""
 
     async def run(self) -> int:
@@ -80,7 +81,7 @@ class Controller:
         receiving = asyncio.ensure_future(self._receive())
         parent = os.getppid()
         try:
-            while self.conductor.stage not in {"done", "failed"}:
+            while not self.state.over:
                 self.conductor.tick()
                 if self._refused != self.listener.refused:
                     self._refused = self.listener.refused.copy()
@@ -96,7 +97,7 @@ class Controller:
             self.listener.close()
         self._write_result()
         self._context.destroy(linger=0)
-        return OK if self.conductor.stage == "done" else FAILED
+        return OK if self.state.stage == "done" else FAILED
 
     async def _receive(self) -> None:
         while True:
@@ -123,17 +124,17 @@ class Controller:
         self.conductor.stop("stopped by a person or by the end of the process that started it")
 
     def _write_result(self) -> None:
-        c = self.conductor
+        state = self.state
         usage = resource.getrusage(resource.RUSAGE_SELF)
         write_json(
             self.folder / "result.json",
             {
-                "ok": c.stage == "done",
-                "reason": c.reason if c.stage == "failed" else "",
-                "generation": c.generation,
-                "committed": c.committed,
-                "results": {str(rank): result for rank, result in sorted(c.results.items())},
-                "faults": [fault.id for fault in c.book.faults],
+                "ok": state.stage == "done",
+                "reason": state.reason if state.stage == "failed" else "",
+                "generation": state.generation,
+                "committed": state.committed,
+                "results": {str(rank): result for rank, result in sorted(state.results.items())},
+                "faults": [fault.id for fault in state.book.faults],
                 "refused": dict(self.listener.refused),
                 "controller": {
                     "seconds": round(time.monotonic() - self._started, 3),

@@ -33,14 +33,12 @@ def shard_name(rank: int, step: int) -> str:
     return f"shard-{rank}-{step}"
 
 
-def digest_of(path: Path) -> tuple[int, str]:
-    """Size and xxh3 of a file."""
+def view_of(path: Path) -> memoryview:
+    """A file's bytes, where they lie. They stay readable after the file has lost its name."""
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            return 0, xxhash.xxh3_64_hexdigest(b"")
-        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
-            return size, xxhash.xxh3_64_hexdigest(view)
+        if not os.fstat(file.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 
 
 class ShardStore:
@@ -50,6 +48,9 @@ class ShardStore:
         self.folder = folder / "held"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held: dict[tuple[int, int], ShardInfo] = {}
+        self._views: dict[
+            tuple[int, int], memoryview
+        ] = {}  # of those adopted here: what is checked once is also sent from there
         self.incoming: dict[tuple[int, int], _Incoming] = {}
 
     def inventory(self) -> list[ShardInfo]:
@@ -62,18 +63,27 @@ class ShardStore:
             return None
         return self.folder / shard_name(rank, step)
 
+    def view(self, info: ShardInfo) -> memoryview | None:
+        """A held shard's bytes; None where it is not held."""
+        path = self.find(info.rank, info.step, info.xxh3)
+        if path is None:
+            return None
+        return self._views.get((info.rank, info.step)) or view_of(path)
+
     def adopt(self, path: Path, info: ShardInfo) -> str:
         """Takes a finished file in, after checking it. Returns why not, or nothing."""
         try:
-            size, xxh3 = digest_of(path)
+            view = view_of(path)
         except OSError as error:
             return f"cannot be read: {error}"
-        if (size, xxh3) != (info.size, info.xxh3):
-            return f"{size} bytes with xxh3 {xxh3}, announced were {info.size} with {info.xxh3}"
+        xxh3 = xxhash.xxh3_64_hexdigest(view)
+        if (len(view), xxh3) != (info.size, info.xxh3):
+            return f"{len(view)} bytes with xxh3 {xxh3}, announced were {info.size} with {info.xxh3}"
         draft = self.folder / f".{shard_name(info.rank, info.step)}.link"
         draft.unlink(missing_ok=True)
         os.link(path, draft)
         self._keep(draft, info)
+        self._views[info.rank, info.step] = view
         return ""
 
     def receive(self, put: Put) -> str | None:
@@ -85,7 +95,7 @@ class ShardStore:
         if put.offset == 0:
             if key in self.incoming:
                 self.incoming.pop(key).abandon()
-            self.incoming[key] = _Incoming(self._draft(key), info)
+            self.incoming[key] = _Incoming(self._draft(info), info)
         incoming = self.incoming.get(key)
         if incoming is None or incoming.info != info or incoming.written != put.offset:
             return None  # the middle of something whose start was lost: its sender begins again
@@ -118,14 +128,18 @@ class ShardStore:
         for key in [key for key in self._held if key[1] > step]:
             self._drop(key)
 
-    def _draft(self, key: tuple[int, int]) -> Path:
-        """A file to write a copy into: the rank's oldest one if it is about to go, so that its memory is used again."""
-        draft = self.folder / f".{shard_name(*key)}.copy"
-        steps = sorted(step for rank, step in self._held if rank == key[0] and step != key[1])
-        if len(steps) >= VERSIONS and steps[-1] < key[1]:
-            oldest = self.folder / shard_name(key[0], steps[0])
-            if oldest.stat().st_nlink == 1:  # no process holds a link to it
-                del self._held[key[0], steps[0]]
+    def _draft(self, info: ShardInfo) -> Path:
+        """A file to write a copy into: the rank's oldest one if it is about to go, so that its memory is used again.
+
+        Only one of the same size: a file that is still being sent from must not be cut.
+        """
+        draft = self.folder / f".{shard_name(info.rank, info.step)}.copy"
+        steps = sorted(step for rank, step in self._held if rank == info.rank and step != info.step)
+        if len(steps) >= VERSIONS and steps[-1] < info.step:
+            oldest = self.folder / shard_name(info.rank, steps[0])
+            state = oldest.stat()
+            if state.st_nlink == 1 and state.st_size == info.size:  # no process holds a link to it
+                self._forget(info.rank, steps[0])
                 oldest.replace(draft)
         return draft
 
@@ -137,8 +151,12 @@ class ShardStore:
             self._drop((info.rank, step))
 
     def _drop(self, key: tuple[int, int]) -> None:
-        del self._held[key]
+        self._forget(*key)
         (self.folder / shard_name(*key)).unlink(missing_ok=True)
+
+    def _forget(self, rank: int, step: int) -> None:
+        del self._held[rank, step]
+        self._views.pop((rank, step), None)
 
 
 class _Incoming:
@@ -153,7 +171,6 @@ class _Incoming:
         self.written += len(data)
 
     def finish(self) -> str:
-        self._file.truncate()
         self._file.close()
         return self._hash.hexdigest()
 
@@ -162,10 +179,8 @@ class _Incoming:
         self.path.unlink(missing_ok=True)
 
 
-def pieces(path: Path, generation: int, info: ShardInfo) -> Iterator[Put]:
-    """A shard cut for sending; nothing is copied before it is encoded."""
-    with path.open("rb") as file:
-        whole = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if info.size else b"")
+def pieces(whole: memoryview, generation: int, info: ShardInfo) -> Iterator[Put]:
+    """A shard cut for sending; nothing is copied."""
     for offset in range(0, max(info.size, 1), PIECE):
         yield Put(generation, info.rank, info.step, info.size, info.xxh3, offset, whole[offset : offset + PIECE])
 
@@ -280,13 +295,10 @@ class ShardExchange:
             self.listener.send(sender, NotHeld(put.rank, put.step, put.xxh3, reason))
 
     def _piece(self, get: Get) -> Piece:
-        path = self.store.find(get.rank, get.step, get.xxh3)
-        if path is None:
+        whole = self.store.view(ShardInfo(get.rank, get.step, -1, get.xxh3))
+        if whole is None:
             return Piece(get.rank, get.step, get.xxh3, get.offset, -1, memoryview(b""))
-        with path.open("rb") as file:
-            file.seek(get.offset)
-            size = os.fstat(file.fileno()).st_size
-            return Piece(get.rank, get.step, get.xxh3, get.offset, size, memoryview(file.read(PIECE)))
+        return Piece(get.rank, get.step, get.xxh3, get.offset, len(whole), whole[get.offset : get.offset + PIECE])
 
     def _start_shipping(self, info: ShardInfo) -> None:
         if info.rank in self._shipping:
@@ -299,10 +311,10 @@ class ShardExchange:
     async def _ship(self, info: ShardInfo, partner: str) -> None:
         caller = self._caller(partner)
         while True:
-            path = self.store.find(info.rank, info.step, info.xxh3)
-            if path is None:
+            whole = self.store.view(info)
+            if whole is None:
                 return
-            for put in pieces(path, self.generation, info):
+            for put in pieces(whole, self.generation, info):
                 await caller.send_when_possible(put)
             # The connection may have gone with pieces in it; the receiver takes the same shard twice without harm.
             await asyncio.sleep(RESEND_SECONDS)

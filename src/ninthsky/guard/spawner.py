@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-BACKGROUND_NICE = 10
+BACKGROUND_NICE = 5
 WATCHER_NICE = -5
 _INHERITED_NICE = os.getpriority(os.PRIO_PROCESS, 0)
 _libc = ctypes.CDLL(None, use_errno=True)

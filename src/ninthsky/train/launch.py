@@ -45,7 +45,7 @@ def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
     shape = Shape.of(settings.model, int(index.get("vocab", 0)))
     mesh.check(shape.experts, settings.layout.hosts * settings.layout.ranks_per_host)
     precision: Precision = fixed["precision"] if fixed else "fp32"
-    assert train.sequence is not None and train.batch is not None, "size fills them in"
+    assert train.sequence is not None and train.batch is not None and train.lr is not None, "size fills them in"
     if train.batch < mesh.data_ranks:
         raise UserError(
             "N9-CFG-013",
