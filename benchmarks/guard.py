@@ -267,7 +267,7 @@ def heartbeat_cost() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="tiny", choices=("nano", "tiny"))
-    parser.add_argument("--kills", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--freezes", type=int, default=6)
     parser.add_argument("--quiet-seconds", type=float, default=15.0)
     parser.add_argument("--minutes", type=float, default=6.0, help="no more strikes after this time")

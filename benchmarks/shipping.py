@@ -20,7 +20,7 @@ import zmq.asyncio
 
 from ninthsky.guard.keys import forge, load_keys
 from ninthsky.guard.protocol import Peer, ShardInfo
-from ninthsky.guard.shards import ShardExchange, ShardStore, shard_name
+from ninthsky.guard.shards import VERSIONS, ShardExchange, ShardStore, shard_name
 from ninthsky.guard.wire import keep_memory
 
 HOSTS = ("a", "b")  # a sends, b receives
@@ -70,8 +70,13 @@ async def _work(name: str, folder: Path, end: Connection, size: int, shards: int
     begin = time.process_time()
     if name == "a":
         used = 0.0
+        # Made beforehand: what a process allocates and frees beside its messages changes what messages cost it.
+        contents = [os.urandom(size) for _ in range(VERSIONS + 1)]
+        digests = [xxhash.xxh3_64_hexdigest(content) for content in contents]
         for step in range(WARM + shards):
-            path, info = _write(folder, step, size)
+            which = step % len(contents)
+            path, info = folder / shard_name(0, step), ShardInfo(0, step, size, digests[which])
+            path.write_bytes(contents[which])
             begin = time.process_time()
             assert store.adopt(path, info) == ""
             held.clear()
@@ -86,14 +91,6 @@ async def _work(name: str, folder: Path, end: Connection, size: int, shards: int
     serving.cancel()
     exchange.close()
     context.destroy(linger=0)
-
-
-def _write(folder: Path, step: int, size: int) -> tuple[Path, ShardInfo]:
-    """As a rank does; not counted here."""
-    data = os.urandom(size)
-    path = folder / shard_name(0, step)
-    path.write_bytes(data)
-    return path, ShardInfo(0, step, size, xxhash.xxh3_64_hexdigest(data))
 
 
 if __name__ == "__main__":

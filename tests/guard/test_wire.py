@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -123,3 +124,33 @@ def test_oversized_and_malformed_messages_of_a_known_peer_are_dropped(tmp_path: 
         second.close()
 
     with_listener(tmp_path, work)
+
+
+def test_a_piece_of_a_shard_travels_beside_its_message_and_never_without_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        forge(tmp_path, ["host-0", "host-1"])
+        context = zmq.asyncio.Context()
+        listener: Listener[Any] = Listener(context, load_keys(tmp_path / "host-1.json"), p.Put | p.Get, "127.0.0.1")
+        keys = load_keys(tmp_path / "host-0.json")
+        caller: Caller[p.Between] = Caller(context, keys, "host-1", p.Between, "127.0.0.1", listener.port)
+        try:
+            data = os.urandom(100_000)
+            put = p.Put(1, 2, 3, len(data), "x", 0, memoryview(data))
+            await caller.send_when_possible(put)
+            assert await asyncio.wait_for(listener.receive(), 10) == ("host-0", put)
+            assert listener.send("host-0", p.Piece(2, 3, "x", 0, 4, memoryview(b"four")))
+            assert await asyncio.wait_for(caller.receive(), 10) == p.Piece(2, 3, "x", 0, 4, memoryview(b"four"))
+            head = msgspec.msgpack.encode(msgspec.structs.replace(put, data=memoryview(b"")))
+            get = msgspec.msgpack.encode(p.Get(2, 3, "x", 0))
+            for frames in ([head], [head, b"a", b"b"], [get, b"a"]):
+                await caller._socket.send_multipart(frames)
+            receiving = asyncio.ensure_future(listener.receive())
+            await until(lambda: listener.refused["malformed"] == 3, "three malformed messages")
+            assert not receiving.done()
+            receiving.cancel()
+        finally:
+            caller.close()
+            listener.close()
+            context.destroy(linger=0)
+
+    asyncio.run(run())
