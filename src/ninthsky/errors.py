@@ -34,7 +34,7 @@ EXPLANATIONS: dict[str, str] = {
     "N9-LAY-002": "The model file lacks a size that the layout search needs.",
     "N9-LAY-003": "No cut of this model fits this cluster. The message names the rule that threw out most cuts.",
     "N9-MOD-001": "The folder is no model that this release can read, or it is damaged. A run's model lies in the folder\n"
-    "`export` of its stage train.pretrain, align.preferences or the like.",
+    "`export` of its stage train.pretrain or align.dpo.",
     "N9-MOD-002": "The folder is a Glm4Moe model of a kind that this decoder does not compute (expert groups, tied embedding,\n"
     "attention bias, partial rotary positions): refused, since it would answer wrongly without an error.",
     "N9-TRN-001": "The token folder could not be read, or holds too few tokens for one window. `n9 data` writes it.",
