@@ -155,7 +155,13 @@ class Striker:
         self.struck, self.busy = None, False
 
     def _measure_cost(self) -> None:
-        self.cost = measure_cost(self.spec, self.quiet_seconds)
+        history = Path(self.spec.command[-1]).parent / "history.jsonl"
+        before, begin = len(list(read_lines(history))), time.monotonic()
+        cost = measure_cost(self.spec, self.quiet_seconds)
+        steps = len(list(read_lines(history))) - before
+        cost["step_s"] = (time.monotonic() - begin) / steps
+        cost["state_mb_per_s"] = state_bytes(self.spec) / 1e6 / cost["step_s"]
+        self.cost = cost
         self.busy = False
 
 
@@ -280,9 +286,6 @@ def main() -> None:
     striker = Striker(make_job(folder, arguments.size), strikes, arguments.quiet_seconds, arguments.seed, arguments.minutes)
     with contextlib.suppress(Enough):
         run_job(striker.spec, striker)
-    history = [line["seconds"] for line in read_lines(folder / "history.jsonl")]
-    striker.cost["step_s"] = float(np.median(history))
-    striker.cost["state_mb_per_s"] = state_bytes(striker.spec) / 1e6 / striker.cost["step_s"]
     watching = measure_watching(folder, arguments.quiet_seconds, striker.cost["step_s"])
     striker.cost["overhead_watching"] = watching / striker.cost["all_cores"] + striker.cost["probe_share"]
     striker.cost |= shipping_cost(state_bytes(striker.spec) // striker.spec.world)

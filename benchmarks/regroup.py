@@ -40,6 +40,7 @@ class Killer:
         self.spec, self.kills, self.end = spec, kills, time.monotonic() + 60 * minutes
         self.random = random.Random(0)
         self.spares: set[str] = set()
+        self.timer = threading.Timer(0, self._strike)
         self.struck = 0.0
         self.seconds: list[float] = []
 
@@ -57,12 +58,15 @@ class Killer:
             if len(self.spares) == len(self.spec.hosts):
                 self._later()
         if len(self.seconds) == self.kills or time.monotonic() > self.end:
+            self.timer.cancel()
             raise Enough
 
     def _later(self) -> None:
-        timer = threading.Timer(self.random.uniform(0.5, 1.5), self._strike)
-        timer.daemon = True
-        timer.start()
+        """One strike is due at a time, however often spares are told to be ready."""
+        self.timer.cancel()
+        self.timer = threading.Timer(self.random.uniform(0.5, 1.5), self._strike)
+        self.timer.daemon = True
+        self.timer.start()
 
     def _strike(self) -> None:
         _, _, pid = self.random.choice(places_of(self.spec))
