@@ -17,9 +17,9 @@ from ninthsky.train.launch import decide_length, guarded, place_faults, plan_job
 COLOURS = {"kill": "#c0392b", "freeze": "#2471a3", "nan": "#8e44ad", "slow": "#b9770e"}
 # On another 2-core machine, 4 gloo ranks, a checkpoint every 50 steps: with torchrun's own rendezvous the job never came back,
 # with a prefix per restart after 10.8 to 16 s.
-# From torchrun 2.13 with gloo, four ranks, a checkpoint every 50 steps; not run here (docs/guard.md).
-TORCHRUN_KILLED = "never as shipped, 10.8 to 16 s once its restart is mended, 20 steps lost (measured elsewhere)"
-TORCHRUN_FROZEN = "1,800 s, the wrong one (measured elsewhere)"
+# torchrun 2.13 with gloo on the same four ranks, timed beside ours by benchmarks/guard.py, not in this run.
+TORCHRUN_KILLED = "not within 30 s as shipped, 4.7 s with its restart mended, steps lost (make bench-guard)"
+TORCHRUN_FROZEN = "46 s at a time-out of 15 s, the wrong one (make bench-guard)"
 
 
 def run(ctx: StageContext) -> None:
