@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "explain": ("ninthsky.road:explain", "What an error code means and how it is mended."),
     "config": ("ninthsky.road:config", "Every setting: its JSON schema, or all values of a file with their origin."),
     "data": ("ninthsky.data.cli:app", "Pages to documents to tokens."),
+    "model": ("ninthsky.model.cli:app", "Shapes: published ones, and what a Hugging Face folder holds."),
     "train": ("ninthsky.train.cli:app", "Tokens to a checkpoint, over many cards."),
     "guard": ("ninthsky.guard.cli:app", "Name the one bad card, and mend the run."),
     "layout": ("ninthsky.layout.cli:app", "How to cut a model over a cluster: memory and step time of each cut."),

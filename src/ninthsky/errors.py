@@ -36,7 +36,7 @@ EXPLANATIONS: dict[str, str] = {
     "N9-MOD-001": "The folder is no model that this release can read, or it is damaged. A run's model lies in the folder\n"
     "`export` of its stage train.pretrain or align.dpo.",
     "N9-MOD-002": "The folder is a Glm4Moe model of a kind that this decoder does not compute (expert groups, tied embedding,\n"
-    "attention bias, partial rotary positions): refused, since it would answer wrongly without an error.",
+    "stretched rotary positions, quantised weights): refused, since it would answer wrongly without an error.",
     "N9-TRN-001": "The token folder could not be read, or holds too few tokens for one window. `n9 data` writes it.",
     "N9-TRN-002": "Loss or gradient stopped being finite and there is no other rank to ask. Lower [train] lr, or look at\n"
     "the data.",
@@ -44,6 +44,17 @@ EXPLANATIONS: dict[str, str] = {
     "N9-TRN-004": "The speed of a step could not be measured: its ranks ended early. The command named runs them alone.",
     "N9-TRN-005": "The same steps ended in different weights: in a faultless twin, or on different ranks. That is a bug;\n"
     "keep the run.",
+    "N9-TRN-006": "[train] mixture names what is not among the tokens, or its weights sum to nothing. The message lists the\n"
+    "languages and sources that there are.",
+    "N9-TRN-007": "A file of questions that `n9 train score` cannot read. One JSON object a line: context, choices, answer.",
+    "N9-TRN-010": "An order to a live run names something that cannot be set, or a value that cannot be. What can be set:\n"
+    "lr, clip, weight_decay, balance, checkpoint_every.",
+    "N9-TRN-011": "The run takes no orders: it is not training now, or belongs to another user. Orders go to the stage\n"
+    "train.pretrain while `n9 run` works.",
+    "N9-TRN-012": "A rule stopped the training, because redoing, skipping or rolling back would not help, or no longer does.\n"
+    "`n9 why ID` shows the figures; checkpoints of before are whole.",
+    "N9-TRN-020": "`n9 train vet` cannot ask as it was told to: no such device, operator or fault. The message lists what there is.",
+    "N9-TRN-020": "[train] compile asks for torch.compile, which found no working compiler. Install g++, or set compile = false.",
     "N9-RAD-001": "The counters could not be read, or nothing should be planned on them; the message says why. Columns:\n"
     "ts, station, cell, load; other names with --column. See docs/radio.md.",
     "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",
@@ -62,6 +73,10 @@ EXPLANATIONS: dict[str, str] = {
     "N9-GRD-002": "The key file of a guarded job is missing, broken, or can be read by others than its owner (chmod 600).",
     "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose\n"
     "another id.",
+    "N9-GRD-020": "The playbook is damaged: the message names each entry that is wrong. The shipped one is found by\n"
+    "`n9 guard playbook`; copy it, change the copy, and name it with --playbook.",
+    "N9-GRD-021": "There was nothing to diagnose: name a log file, or a folder with logs, flight-recorder dumps\n"
+    "or exporters' scrapes.",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["document", "fault", "layout", "answer", "station-hour", "stage"]
+Kind = Literal["document", "fault", "layout", "answer", "station-hour", "stage", "control", "device"]
 
 UNKNOWN = "unknown"
 

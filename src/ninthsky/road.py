@@ -131,13 +131,17 @@ def why(id: str, *, run: str | None = None, store: str = "runs", json_: Json = F
     id:
         doc-..., F-0001, layout-..., answer-..., STATION@HOUR: every stage prints the ids of what it decided.
     run:
-        Name or folder of the run; the newest one otherwise.
+        Name or folder of the run, or a folder that `n9 train vet --out` wrote; the newest run otherwise.
     """
-    folder = find_run(Path(store), run)
-    record = _look_up(folder, id)
+    alone = Path(run or ".") / "evidence.jsonl"  # a folder of records that belongs to no run: `n9 train vet --out`
+    if run is not None and alone.exists():
+        where, record = alone.parent, find((alone,), id)
+    else:
+        folder = find_run(Path(store), run)
+        where, record = folder.path, _look_up(folder, id)
     if record is None:
         raise UserError(
-            "N9-WHY-001", f"no record has the id {id!r}", str(folder.path), "ids are printed by the stages and the report"
+            "N9-WHY-001", f"no record has the id {id!r}", str(where), "ids are printed by the stages and the report"
         )
     print(encode(record).decode() if json_ else record.render())
     return OK

@@ -111,6 +111,17 @@ def test_tokens_are_what_the_index_says(corpus: RunFolder) -> None:
         ids = np.fromfile(folder / split["file"], index["dtype"])
         assert len(ids) == split["tokens"] == sum(split["by_language"].values())
         ends = np.flatnonzero(ids == index["eos"])
+        # Parts lie one after another, each with one source and language, and with as many bytes of text as it says.
+        kinds = [(part["source"], part["language"]) for part in split["parts"]]
+        assert kinds == sorted(set(kinds)) and sum(part["bytes"] for part in split["parts"]) == split["bytes"]
+        at = 0
+        for part in split["parts"]:
+            assert part["start"] == at and ids[at + part["tokens"] - 1] == index["eos"]
+            text = tokenizer.decode(ids[at : at + part["tokens"]].tolist())
+            assert len(text.encode()) == part["bytes"]
+            assert int((ids[at : at + part["tokens"]] == index["eos"]).sum()) == part["documents"]
+            at += part["tokens"]
+        assert at == split["tokens"]
         assert len(ends) == split["documents"] and ends[-1] == len(ids) - 1 and ids.max() < index["vocab"]
         texts += [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends[:-1] + 1)]
     assert sorted(texts) == sorted(row["text"] for row in documents)

@@ -223,6 +223,32 @@ def test_of_several_bad_ranks_the_source_has_the_lowest_number(tmp_path: Path) -
     assert heard == {0: 1, 1: 0, 2: None, 3: None}, "rank 1 sent it, rank 0 passed on what it got"
 
 
+def _stages(rank: int, probe: Probe, sockets: GenerationSockets, say: Say) -> None:
+    """Ranks 0 and 1 are two stages. Rank 0 made three calls before its value goes bad, rank 1 passes that on in its first."""
+    x = torch.ones(3)
+    probe.watch()
+    if rank == 0:
+        for moment in range(4):
+            probe.at(moment)
+            dist.send(x * float("nan") if moment == 3 else x, 1)
+    elif rank == 1:
+        for _ in range(4):
+            dist.recv(x, 0)
+        probe.at(4)
+        dist.send(x, 2)
+    elif rank == 2:
+        dist.recv(x, 1)
+    say(probe.first_bad())
+
+
+def test_a_common_clock_tells_which_stage_was_bad_first(tmp_path: Path) -> None:
+    with Ranks(_stages, tmp_path) as ranks:
+        heard = ranks.hear()
+    assert heard[2] is None and heard[3] is None
+    assert heard[0] < heard[1], "by number alone it would be the stage that passed it on"
+    assert (heard[0], heard[1]) == (3 << 32 | 3, 4 << 32 | 0)
+
+
 def _frozen(rank: int, probe: Probe, sockets: GenerationSockets, say: Say, abort: Path) -> None:
     x = torch.ones(1000)
     dist.all_reduce(x)

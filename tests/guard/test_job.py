@@ -246,6 +246,24 @@ def test_nothing_outlives_a_killed_driver(make_job: Any) -> None:
     wait_until(lambda: not list(Path(spec.memory).glob(f"n9-{spec.run_id}-*")), "the agents to clear shared memory")
 
 
+def test_ctrl_c_ends_the_job_without_a_fault(make_job: Any) -> None:
+    """As a terminal does it: SIGINT to the driver's whole process group. No rank is in it, and the watcher ends before them."""
+    spec = make_job("ctrl-c", plan={"steps": 100_000})
+    command = [sys.executable, "-m", "ninthsky", "guard", "job", str(spec.save())]
+    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = Path(spec.folder) / "journal.jsonl"
+    wait_until(lambda: journal.exists() and b'"joined"' in journal.read_bytes(), "the job to run")
+    pids = [pid for entry in Journal(journal).entries if entry["kind"] == "places" for _, _, pid in entry["places"]]
+    pids.append(read_json(Path(spec.folder) / "controller.json")["pid"])
+    assert all(os.getsid(pid) != driver.pid for pid in pids)
+    os.killpg(driver.pid, signal.SIGINT)
+    driver.wait(30)
+    assert all(is_zombie(pid) for pid in pids), "nothing runs on when the driver has ended"
+    events = list(folder.read_lines(Path(spec.folder) / "events.jsonl"))
+    assert not [event for event in events if event["kind"].startswith("fault")]
+    assert read_json(Path(spec.folder) / "result.json")["reason"].startswith("stopped by a person")
+
+
 def is_zombie(pid: int) -> bool:
     try:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()

@@ -151,3 +151,18 @@ def test_a_process_without_its_agent_ends(agent: Agent, tmp_path: Path) -> None:
     agent.connection.close()
     process.join()
     assert process.exitcode == ORPHANED_STATUS
+
+
+def test_taking_does_not_wait_keeps_other_messages_and_hears_an_abort(agent: Agent) -> None:
+    line, aborts = _connected(agent)
+    line.begin(3)
+    assert line.take(Permit) is None
+    agent.say(ShardHeld(0, 5), Permit(4, True))
+    while (permit := line.take(Permit, lambda message: message.step == 4)) is None:
+        pass
+    assert permit.allowed and line.take(ShardHeld) == ShardHeld(0, 5)
+    agent.say(Abort(2, "an older one"), Abort(3, "over"))
+    with pytest.raises(Interrupted):
+        while line.take(Permit) is None:
+            pass
+    assert [abort.reason for abort in aborts][-1] == "over"

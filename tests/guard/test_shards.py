@@ -190,3 +190,31 @@ def test_one_host_alone_holds_for_itself_and_a_new_partner_gets_what_waits(tmp_p
 def test_pieces_of_an_empty_file(tmp_path: Path) -> None:
     path, info = make(tmp_path, 0, 0, b"")
     assert [put.data for put in pieces(view_of(path), 1, info)] == [b""]
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut", "gone"])
+def test_what_was_damaged_while_it_was_held_is_not_handed_on_and_stands_in_no_inventory(tmp_path: Path, damage: str) -> None:
+    data = os.urandom(PIECE + 17)
+
+    async def work(pair: Pair) -> None:
+        for exchange in pair.exchanges.values():
+            exchange.set_ring(pair.peers)
+        path, info = make(tmp_path, 0, 7, data)
+        _, older = make(tmp_path, 0, 6, data[1:])
+        for each in (older, info):
+            assert pair.stores["b"].adopt(tmp_path / shard_name(0, each.step), each) == ""
+        if damage == "a bit":
+            with path.open("r+b") as file:  # the very memory that is held
+                file.write(bytes([data[0] ^ 1]))
+        elif damage == "cut":
+            os.truncate(path, 5)
+        else:
+            (pair.stores["b"].folder / shard_name(0, 7)).unlink()
+        with pytest.raises(OSError, match="does not hold"):
+            await pair.exchanges["a"].fetch(info, "b")
+        assert pair.stores["b"].inventory() == [older] and not pair.stores["a"].inventory()
+        await pair.exchanges["a"].fetch(older, "b")
+        pair.stores["a"].discard(0, 6)
+        assert not pair.stores["a"].inventory()
+
+    pair(tmp_path, work)

@@ -63,7 +63,7 @@ def test_activations_are_what_the_decoder_saves(
     change: dict[str, int], sequence: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In bf16 on a CPU an expert's rows are filled up to a multiple of 32: up to 31 rows of each expert that are not modelled.
-    monkeypatch.setattr("ninthsky.model.experts.ROUND", 1)
+    monkeypatch.setattr("ninthsky.model.deal.ROUND", 1)
     rows, shape = 2, {**BASE, **change}
     sizes = Sizes(vocab=400, head_dim=24, **shape)  # type: ignore[arg-type]
     model = Decoder(Shape(vocab=400, **shape), seed=0).train()  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ def test_the_demo_is_cut_by_fsdp_and_experts(size: str) -> None:
 
 
 def test_what_was_chosen_is_a_mesh_that_the_trainer_takes() -> None:
+    from ninthsky.model.shape import Shape
     from ninthsky.train.mesh import Mesh
 
     for text in ('size = "nano"', 'size = "nano"\n[layout]\nhosts = 1\nranks_per_host = 8'):
@@ -48,7 +49,8 @@ def test_what_was_chosen_is_a_mesh_that_the_trainer_takes() -> None:
         problem = problem_of(settings, settings.data.vocab)
         for verdict in judge(problem, "egress"):
             if verdict.status in ("chosen", "lost"):
-                Mesh.of(verdict.cut.mesh()).check(settings.model.experts, problem.cluster.ranks)
+                shape = Shape.of(settings.model, settings.data.vocab)
+                Mesh.of(verdict.cut.mesh()).check(problem.cluster.ranks, shape, settings.train.sequence)
 
 
 def test_units_are_the_trainers() -> None:
@@ -94,7 +96,7 @@ def test_the_stage_writes_a_mesh_and_answers_why(tmp_path: Path, capsys: pytest.
     assert records["layout-dp_shard4.ep2"].verdict.startswith("chosen")
     lost = records["layout-dp_shard4"].render()
     assert "more bytes between hosts" in lost and "threshold" in lost and "memory per rank" in lost
-    assert records["layout-pp2.dp_shard2"].verdict == "not runnable: the trainer has no pipeline stages yet"
+    assert records["layout-pp2.dp_shard2"].verdict == "only by name: a pipeline wants [train] micro_batches: name it in [mesh]"
     said = capsys.readouterr().out
     assert "chosen dp_shard4.ep2" in said and "dp_shard=4" in said
 

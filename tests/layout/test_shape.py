@@ -3,20 +3,34 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ninthsky.config.load import parse_settings
+from ninthsky.config.presets import PRESETS
 from ninthsky.config.size import SIZES
 from ninthsky.errors import UserError
-from ninthsky.layout.shape import Sizes
+from ninthsky.layout.cluster import Cluster, chip_named
+from ninthsky.layout.cut import Cut, Cuts
+from ninthsky.layout.search import MESH_RULES, Problem
+from ninthsky.layout.shape import Sizes, Work
 from ninthsky.model.shape import Shape
 
 
 @pytest.mark.parametrize("size", list(SIZES))
 def test_every_size_counts_as_the_model_does(size: str) -> None:
     model = parse_settings(f'size = "{size}"', "test").model
+    ours, theirs = Sizes.of(model, 1000), Shape.of(model, 1000)
+    assert ours.parameters == theirs.parameters()
+    assert ours.active == theirs.active_parameters()
+    assert ours.flops_per_token(512) == pytest.approx(theirs.flops_per_token(512), rel=1e-12)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset_counts_as_the_model_does(preset: str) -> None:
+    model = parse_settings(f'[model]\npreset = "{preset}"', "test").model
     ours, theirs = Sizes.of(model, 1000), Shape.of(model, 1000)
     assert ours.parameters == theirs.parameters()
     assert ours.active == theirs.active_parameters()
@@ -64,3 +78,15 @@ def test_a_config_without_a_size_is_told(tmp_path: Path) -> None:
     assert (
         caught.value.code == "N9-LAY-002" and "num_attention_heads" in caught.value.what and caught.value.where == "here.json"
     )
+
+
+def test_experts_of_two_sizes_are_cut_and_counted_by_size() -> None:
+    model = parse_settings("[model]\nexpert_dims = [96, 96, 32, 32, 32, 32, 32, 32]", "test").model
+    sizes, shape = Sizes.of(model, 1000), Shape.of(model, 1000)
+    assert sizes.expert_sizes == shape.expert_sizes == ((2, 96), (6, 32))
+    assert sizes.parameters == shape.parameters() and sizes.active == shape.active_parameters()
+    rules = {rule.name: rule for rule in MESH_RULES}
+    work, cluster = Work(sequence=128, batch=16), Cluster(2, 4, chip_named("cpu"), 2.0)
+    for ep, left in ((1, 0), (2, 0), (4, 4), (8, 8)):  # 2 and 6 leave 2 + 2 over 4 ranks, 2 + 6 over 8
+        cuts = Cuts.of(Cut(dp_shard=8, ep=ep))
+        assert int(np.asarray(rules["experts"].figure(cuts, Problem(sizes, work, cluster))).flat[0]) == left

@@ -8,7 +8,10 @@ import torch
 from ninthsky.config.schema import Model
 from ninthsky.errors import UserError
 from ninthsky.model import Decoder, Shape
-from ninthsky.model.experts import Experts, Router, SparseFeedForward
+from ninthsky.model.attention import Documents
+from ninthsky.model.experts import Experts, SparseFeedForward
+from ninthsky.model.router import Router
+from ninthsky.train.loss import document_loss, documents, next_token_loss
 
 SMALL = Shape(
     vocab=97, layers=3, dim=32, heads=4, kv_heads=2, experts=4, experts_per_token=2, expert_dim=24, dense_layers=1, dense_dim=48
@@ -45,7 +48,20 @@ def test_flops_are_those_torch_counts() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"heads": 5}, {"kv_heads": 3}, {"experts_per_token": 9}, {"dense_layers": 4}, {"dense_dim": 0}, {"dim": 36, "heads": 4}],
+    [
+        {"heads": 5},
+        {"kv_heads": 3},
+        {"experts_per_token": 9},
+        {"dense_layers": 4},
+        {"dense_dim": 0},
+        {"dim": 36, "head_dim": 0},
+        {"head_dim": 9},
+        {"rotary": 0.4},
+        {"rotary": 0.0},
+        {"expert_dims": (24, 8)},
+        {"expert_dims": (24, 8, 24, 8)},
+        {"expert_dims": (16, 16, 8, 8)},
+    ],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
     sizes: dict[str, Any] = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
@@ -192,3 +208,78 @@ def test_rows_spaced_for_bf16_come_back_to_their_places(counts: list[int]) -> No
     ]
     for got, wanted in pairs:
         assert float((got - wanted).detach().norm()) < 0.03 * float(wanted.detach().norm())
+
+
+def packed(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and the numbers of their documents; a token 1 opens one."""
+    tokens = draw(rows, length).clamp(min=2)
+    tokens[torch.rand(rows, length, generator=torch.Generator().manual_seed(4)) < 0.04] = 1
+    return tokens, documents(tokens)
+
+
+@pytest.mark.parametrize("length", [40, 300])  # torch's attention with a mask; our own by blocks
+def test_packed_documents_equal_documents_alone(length: int) -> None:
+    tokens, numbers = packed(3, length)
+    model, alone = Decoder(SMALL), Decoder(SMALL)
+    hidden = model(tokens, documents=numbers)
+    grad = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(5))
+    hidden.backward(grad)
+    assert not torch.allclose(hidden, Decoder(SMALL)(tokens), atol=1e-2)
+    for row in range(3):
+        for number in numbers[row].unique():
+            at = (numbers[row] == number).nonzero()[:, 0]
+            own = alone(tokens[row : row + 1, at])
+            torch.testing.assert_close(own, hidden[row : row + 1, at], atol=2e-5, rtol=0)
+            own.backward(grad[row : row + 1, at])
+    for (name, one), other in zip(model.named_parameters(), alone.parameters(), strict=True):
+        if one.grad is not None:
+            assert float((one.grad - other.grad).norm()) <= 1e-5 * float(other.grad.norm()), name
+
+
+def test_documents_are_told_apart_by_their_opening_token() -> None:
+    tokens = torch.tensor([[5, 6, 1, 7, 1, 1, 8], [1, 5, 6, 7, 8, 9, 1]])
+    assert documents(tokens).tolist() == [[0, 0, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
+    assert Documents(documents(tokens)).begins.tolist() == [[0, 0, 2, 2, 4, 5, 5], [0, 0, 0, 0, 0, 0, 6]]
+    model, batch = Decoder(SMALL), torch.cat((tokens, tokens[:, :1]), 1)
+    loss, count = document_loss(model, batch)
+    other, _ = next_token_loss(model, batch)
+    assert count == 14 and float(loss.detach()) != float(other.detach())
+    with pytest.raises(TypeError, match="documents"):
+        model(tokens, documents=documents(tokens), prefix=3)
+
+
+def test_experts_of_two_sizes_equal_experts_one_by_one() -> None:
+    shape = Shape(97, 1, 32, 4, 2, 8, 2, 24, dense_layers=0, expert_dims=(24, 24, 8, 8, 8, 8, 8, 8))
+    model = Decoder(shape)
+    assert shape.parameters() == sum(p.numel() for p in model.parameters())
+    layer = model.layers[0].mlp
+    assert isinstance(layer, SparseFeedForward)
+    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    weights, chosen, _ = layer.router(x)
+    wanted = layer.shared(x)
+    for row, picks in enumerate(chosen.tolist()):
+        for weight, expert in zip(weights[row], picks, strict=True):
+            experts, place = layer.experts.place(expert)
+            assert experts.down.shape[1] == shape.expert_dims[expert]
+            gate, up = (x[row] @ experts.gate_up[place]).chunk(2)
+            wanted[row] = wanted[row] + weight * ((torch.nn.functional.silu(gate) * up) @ experts.down[place])
+    torch.testing.assert_close(layer(x), wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(IndexError):
+        layer.experts.place(8)
+
+
+def test_a_token_meets_the_mean_of_unequal_experts() -> None:
+    shape = Shape(97, 1, 32, 4, 2, 8, 2, 24, dense_layers=0, expert_dims=(24, 24, 8, 8, 8, 8, 8, 8))
+    equal = Shape(97, 1, 32, 4, 2, 8, 2, 12, dense_layers=0, shared_experts=2)  # 96 wide in all, as the others are
+    assert shape.parameters() == equal.parameters() and shape.active_parameters() == equal.active_parameters()
+    assert shape.flops_per_token(64) == equal.flops_per_token(64)
+
+
+def test_biases_heads_wider_than_the_stream_and_partial_rotation_count_right() -> None:
+    shape = Shape(97, 2, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=48, head_dim=16, attention_bias=True, rotary=0.5)
+    model = Decoder(shape)
+    assert shape.parameters() == sum(p.numel() for p in model.parameters())
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+    assert len(biases) == 6 and not any(p.any() for p in biases.values())
+    model.layers[0].attention.q_proj.bias.data += 1.0  # what is turned by positions shows in one half of a head alone
+    assert not torch.equal(model(draw(1, 9)), Decoder(shape)(draw(1, 9)))

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.exc
 import torch.nn.functional as F
 from torch import Tensor
 
-from ninthsky.model import Decoder, Shape, fused
+from ninthsky.errors import UserError
+from ninthsky.model import Decoder, Shape, formulas, fused
 
 
 def noise(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -114,3 +116,40 @@ def test_the_road_in_training_and_in_evaluation_gives_the_same_numbers() -> None
         torch.testing.assert_close(trained.detach(), model.logits(model(tokens)), atol=1e-5, rtol=0)
     told = float(model.token_loss(model(tokens[:, :-1]), tokens[:, 1:]).detach())
     assert told == pytest.approx(float(F.cross_entropy(trained[0, :-1], tokens[0, 1:], reduction="sum").detach()), rel=1e-5)
+
+
+def test_ignored_targets_and_a_slice_that_does_not_divide_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "SLICE", 31 * 3)
+    test_output_loss(7)
+
+
+@pytest.mark.slow
+def test_compiled_formulas_are_the_same_steps() -> None:
+    """Eager and compiled: the same loss and gradients up to rounding, with an ignored target and a z-loss, and on two lengths."""
+    shape = Shape(97, 2, 32, 4, 2, 4, 4, 24, dense_layers=1, dense_dim=48)  # every expert is chosen: no choice can flip
+    for length in (80, 33):
+        tokens = torch.randint(0, 97, (2, length), generator=torch.Generator().manual_seed(0))
+        tokens[0, 5] = 11
+        told: list[dict[str, Tensor]] = []
+        for on in (False, True):
+            model = Decoder(shape)
+            model.z_loss = 1e-3
+            with formulas.compiled(on):
+                loss = model.token_loss(model(tokens[:, :-1]), tokens[:, 1:], ignored=11)
+                loss.backward()
+            gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+            told.append({"loss": loss.detach(), **{name: grad for name, grad in gradients.items() if grad is not None}})
+        assert told[0].keys() == told[1].keys() and len(told[0]) == 1 + len(list(model.named_parameters()))
+        for name, wanted in told[0].items():
+            assert float((told[1][name] - wanted).norm() / wanted.norm()) < 2e-5, name
+    assert not formulas.asked()
+
+
+def test_no_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise torch._inductor.exc.InductorError(RuntimeError("no g++"), None)
+
+    monkeypatch.setattr(formulas, "rms_norm", broken)
+    with pytest.raises(UserError) as told:
+        formulas.check(torch.device("cpu"))
+    assert told.value.code == "N9-TRN-020" and "no g++" in str(told.value)

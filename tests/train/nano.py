@@ -40,7 +40,10 @@ def write_tokens(folder: Path) -> Path:
     splits = {}
     for name, part in (("train", tokens[:18_000]), ("held_out", tokens[18_000:])):
         part.tofile(folder / f"{name}.bin")
-        splits[name] = {"file": f"{name}.bin", "tokens": len(part), "documents": 1}
+        half = len(part) // 2
+        parts = [{"source": "made", "language": language, "start": start, "tokens": half, "documents": 1, "bytes": 2 * half}
+                 for language, start in (("en", 0), ("zh", half))]  # fmt: skip
+        splits[name] = {"file": f"{name}.bin", "tokens": len(part), "documents": 1, "parts": parts}
     (folder / "index.json").write_text(json.dumps({"format": 1, "dtype": "uint16", "vocab": VOCAB, "eos": 1, "splits": splits}))
     (folder / "tokenizer.json").write_text("{}")
     return folder
@@ -74,7 +77,11 @@ def run_guarded(
         hosts=hosts or [HostSpec(name=f"host-{host}", slots=2, spares=spares) for host in range(2)],
         env={"OMP_NUM_THREADS": "1"},
         watch=Watch(action="act", **watch),
-        injected=[Injected(fault.kind, fault.rank, fault.step, fault.attempt) for fault in job.faults],  # type: ignore[arg-type]
+        injected=[
+            Injected(fault.kind, fault.rank, fault.step, fault.attempt)  # type: ignore[arg-type]
+            for fault in job.faults
+            if fault.kind != "rate"
+        ],
         events=job.events,
     )
     return run_job(spec, on_event)

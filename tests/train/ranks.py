@@ -1,4 +1,4 @@
-"""Runs a function on several gloo ranks, each a process of its own, and gives back what each returned."""
+"""Runs a function on several gloo ranks, each a fork of this process, and gives back what each returned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Work = Callable[..., Any]
 
 def on_ranks(world: int, work: Work, *args: Any, folder: Path, seconds: float = 200.0) -> list[Any]:
     """`work(rank, *args)` on `world` ranks that meet through a file in `folder`. Fails with the first rank's traceback."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("fork")  # nothing is imported again
     answers: Any = context.Queue()
     meeting = folder / f"meeting-{world}-{work.__name__}-{os.urandom(4).hex()}"
     ranks = [context.Process(target=_rank, args=(rank, world, meeting, work, args, answers)) for rank in range(world)]

@@ -18,6 +18,8 @@ from ninthsky.run.folder import read_lines
 from ninthsky.train import checkpoint
 from ninthsky.train.account import read_history
 from ninthsky.train.inject import Fault, struck
+from ninthsky.train.mesh import Mesh
+from ninthsky.train.recipe import Recipe
 from tests.guard.test_partition import Network, network
 from tests.train.nano import make_job, run_guarded, write_tokens
 
@@ -103,6 +105,56 @@ def test_export_and_checkpoint_hold_the_final_weights(faulty: Ran) -> None:
     # Written by four ranks of which two had practised as another one: each part must lie where it belongs.
     assert checkpoint.load_weights(model, good) == STEPS
     assert all(tensor.equal(wanted[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_pipeline_s_lost_rank_is_replaced_from_its_replica(tmp_path: Path, tokens: Path) -> None:
+    """State differs from stage to stage; the spare takes its own."""
+    cut: dict[str, Any] = {"mesh": Mesh(pp=2, dp_shard=2), "recipe": Recipe(micro_batches=2)}
+    twin = run_guarded(make_job(tokens, tmp_path / "twin", 20, **cut), spares=0)
+    result = run_guarded(make_job(tokens, tmp_path / "killed", 20, [Fault(0, "kill", 2, 12)], **cut))
+    (fault,) = result.faults
+    assert (fault.cause, fault.rank, fault.steps_redone, fault.committed_steps_lost) == ("exit", 2, 1, 0)
+    assert {said["digest"] for ran in (twin, result) for said in ran.results.values()} == {twin.results[0]["digest"]}
+
+
+def damage(hosts: list[Path], *names: str) -> None:
+    """One bit of held replicas, where they lie."""
+    for path in [host / "held" / name for host in hosts for name in names]:
+        with path.open("r+b") as file:
+            byte = os.pread(file.fileno(), 1, 1000)
+            os.pwrite(file.fileno(), bytes([byte[0] ^ 1]), 1000)
+
+
+def test_a_damaged_replica_is_replaced_by_its_copy_then_by_the_older_then_by_the_disk(
+    tmp_path: Path, tokens: Path, twin: Ran
+) -> None:
+    folder, done = tmp_path / "chain", threading.Event()
+    job = make_job(tokens, folder, STEPS, [Fault(0, "kill", 2, 27), Fault(1, "kill", 1, 67)], replicate_every=10)
+
+    def reached(step: int) -> list[Path]:
+        while not done.is_set() and max((line["step"] for line in read_lines(folder / "history.jsonl")), default=-1) < step:
+            time.sleep(0.002)
+        return sorted(Path("/dev/shm").glob(f"n9-t-{os.getpid()}-chain-host-*"))
+
+    def strike() -> None:
+        hosts = reached(21)
+        damage(hosts, "shard-0-19")  # so the older one has to do,
+        damage(hosts[:1], "shard-1-9")  # and of that, rank 1's copy on the other host
+        damage(reached(61), "shard-3-59", "shard-3-49")
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    events: list[dict[str, Any]] = []
+    try:
+        result = run_guarded(job, events.append)
+    finally:
+        done.set()
+        thread.join()
+    resumed = [(event["resume_step"], event["disk"]) for event in events if event["kind"] == "joined"]
+    assert resumed == [(-1, False), (9, False), (59, True)]
+    costs = [(fault.cause, fault.steps_redone, fault.committed_steps_lost) for fault in result.faults]
+    assert costs == [("exit", 18, 10), ("exit", 8, 0)]
+    assert result.results[0]["digest"] == twin.digest
 
 
 def test_a_slow_rank_is_named_and_replaced(tmp_path: Path, tokens: Path, twin: Ran) -> None:

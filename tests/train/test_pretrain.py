@@ -35,6 +35,10 @@ dense_dim = 32
 steps = 60
 sequence = 16
 precision = "fp32"
+optimizer = "muon"
+lr = 0.01
+schedule = "cosine"
+mixture = { en = 0.7, zh = 0.3 }
 checkpoint_every = 10
 [guard]
 action = "act"
@@ -78,6 +82,8 @@ def test_the_stage_tells_each_fault_with_its_evidence_and_cost(trained: RunFolde
     summary = read_json(out / "summary.json")
     assert summary is not None
     assert (summary["steps"], summary["faults"], summary["steps_redone"], summary["committed_steps_lost"]) == (60, 2, 2, 0)
+    passes = summary["passes_over_the_tokens"]
+    assert set(passes) == {"en", "zh"} and passes["en"] / passes["zh"] == pytest.approx(7 / 3)
     assert summary["headlines"]
     assert all("torchrun" in line["rival"] for line in summary["headlines"])
     assert summary["limits"]
@@ -88,6 +94,8 @@ def test_the_stage_tells_each_fault_with_its_evidence_and_cost(trained: RunFolde
     assert "injected" in record.verdict
     figures = {figure["id"]: figure for figure in read_json(out / "figures.json") or []}
     assert len(figures["train-faults"]["rows"]) == 2
+    losses = figures["train-losses"]
+    assert losses["columns"] == ["", "all", "en", "zh", "nats per token"] and len(losses["rows"]) == 4
     assert {trace["name"] for trace in figures["train-loss"]["traces"]} == {"training loss", "F-0001 kill", "F-0002 nan"}
     for account in accounts(out):
         assert account.injection is not None

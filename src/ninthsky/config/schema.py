@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Size = Literal["nano", "tiny", "small", "node", "cluster"]
+Preset = Literal["glm-4.5", "glm-4.5-air", "qwen3-30b-a3b", "qwen3-235b-a22b", "mixtral-8x7b", "jiutian-139moe"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -69,8 +70,9 @@ class Data(Block):
 
 
 class Model(Block):
-    """Shape of the sparse decoder; None is derived from `size`."""
+    """Shape of the sparse decoder; None is derived from `size`, or everything from a published shape, a `preset`."""
 
+    preset: Preset | None = None
     layers: PositiveInt | None = None
     dim: PositiveInt | None = None
     heads: PositiveInt | None = None
@@ -80,9 +82,16 @@ class Model(Block):
     expert_dim: PositiveInt | None = None
     shared_experts: int | None = Field(None, ge=0)
     dense_layers: int | None = Field(None, ge=0)
-    dense_dim: PositiveInt | None = None
+    dense_dim: int | None = Field(None, ge=0)
     qk_norm: bool = True
     rope_theta: PositiveFloat = 10_000.0
+    norm_eps: PositiveFloat = 1e-5
+    head_dim: PositiveInt | None = None  # None: dim / heads
+    expert_dims: tuple[PositiveInt, ...] = ()  # width of each routed expert, where they differ; equal ones stand together
+    attention_bias: bool = False  # of queries, keys and values
+    rotary: Share = 1.0  # of a head's dimensions, the share that rotary positions turn
+    norm_topk: bool = True
+    routed_scaling: PositiveFloat = 1.0
 
 
 class Mesh(Block):
@@ -94,6 +103,8 @@ class Mesh(Block):
     ep: PositiveInt = 1
     cp: PositiveInt = 1
     tp: PositiveInt = 1
+    schedule: Literal["1f1b", "interleaved", "zero-bubble"] = "1f1b"  # of micro-batches over the pp stages
+    parts: PositiveInt = 1  # pieces of the model on each stage, for interleaved and zero-bubble
 
 
 class Layout(Block):
@@ -108,11 +119,40 @@ class Layout(Block):
 class Injection(Block):
     """A fault that the run inflicts on itself, addressed by (step, attempt). Shown as injected on every screen."""
 
-    kind: Literal["kill", "freeze", "nan", "slow"]
-    rank: int = Field(ge=0)
+    kind: Literal["kill", "freeze", "nan", "slow", "bad_data", "bad_card", "rate"]
+    rank: int = Field(0, ge=0)
     at: Share = 0.5  # where in the run, as a share of its steps
     attempt: int = Field(0, ge=0)
-    factor: PositiveFloat = 3.0  # how much slower, for kind = "slow"
+    factor: PositiveFloat = 3.0  # how much slower ("slow"), or what gradients ("bad_card") or the rate ("rate") are times
+
+
+class Control(Block):
+    """Rules that watch the learning process, and their thresholds; train/control/limits.py says what each is held against."""
+
+    action: Literal["off", "advise", "act"] = "advise"
+    window: PositiveInt = 64  # committed steps
+    least: int = Field(20, ge=12)  # committed steps before any rule speaks
+    cool_down: PositiveInt = 24  # steps
+    loss_z: PositiveFloat = 6.0
+    both_z: PositiveFloat = 4.0
+    norm_ratio: float = Field(8.0, gt=1)
+    own_ratio: float = Field(3.0, gt=1)
+    own_loss: PositiveFloat = 0.5  # nats
+    own_z: PositiveFloat = 6.0
+    probe_z: PositiveFloat = 1.0
+    probe_norm: float = Field(2.0, gt=1)
+    block: int = Field(12, ge=4)  # steps
+    rise_z: PositiveFloat = 2.5
+    rise_share: Share = 0.05
+    dead_share: Share = 0.02
+    dead_steps: PositiveInt = 24
+    lift: PositiveFloat = 0.02
+    most_lifts: PositiveInt = 64
+    drift_share: Share = 0.02
+    drift_checks: PositiveInt = 3
+    lower: float = Field(0.5, gt=0, lt=1)
+    most_lowered: PositiveInt = 4
+    most_skipped: PositiveInt = 4
 
 
 class Train(Block):
@@ -122,13 +162,26 @@ class Train(Block):
     steps: PositiveInt | None = None
     sequence: PositiveInt | None = None  # tokens
     batch: PositiveInt | None = None  # sequences per step over all ranks
+    micro_batches: PositiveInt = 1  # in how many portions a rank's share goes through; a pipeline wants several times pp
     lr: PositiveFloat | None = None
     weight_decay: float = Field(0.1, ge=0)
     warmup: Share = 0.05
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    decay: Share = 0.2  # of the steps, at the end, over which wsd lets the rate fall
+    final: Share = 0.05  # of lr, at the last step
     clip: PositiveFloat = 1.0
-    optimizer: Literal["adamw"] = "adamw"
+    z_loss: float = Field(0.0, ge=0)  # on the output's log Z, against drifting logits (PaLM: 1e-4)
+    document_mask: bool = False  # documents packed into one window do not see each other
+    recompute: Literal["none", "layer"] = "none"  # what the backward does again instead of keeping it: memory for time
+    compile: bool = False  # elementwise steps by torch.compile: about 4 % of a step on a CPU; needs a C++ compiler
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    mixture: dict[str, Annotated[float, Field(ge=0)]] = {}  # language, source or source/language -> weight; {}: all as it comes
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: PositiveInt = 50
+    replicate_every: PositiveInt = 1  # steps between two replicas of a rank's state on another host; a fault costs up to 2k - 1
+    validate_every: PositiveInt | None = None  # steps; None: no validation pass, and no training text kept apart for it
+    validation: Share = 0.02  # of the training tokens, kept apart where validate_every is set; held-out text stays unseen
+    control: Control = Control()
     twin: bool = True  # run the faultless twin and compare digests
     inject: tuple[Injection, ...] = ()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ninthsky.config.schema import Settings, Size
+from ninthsky.config.presets import PRESETS
+from ninthsky.config.schema import Model, Settings, Size
 
 # block -> setting -> value, per size. `nano` is for tests, `tiny` for the demo on two cores.
 SIZES: dict[Size, dict[str, dict[str, Any]]] = {
@@ -109,6 +110,7 @@ SIZES: dict[Size, dict[str, dict[str, Any]]] = {
 def derive(settings: Settings) -> Settings:
     """The settings with every value that was left out filled in from the dial."""
     filled: dict[str, Any] = {}
+    settings = settings.model_copy(update={"model": _preset(settings.model)})
     for block, values in SIZES[settings.size].items():
         given = getattr(settings, block)
         missing = {key: value for key, value in values.items() if getattr(given, key) is None}
@@ -117,3 +119,11 @@ def derive(settings: Settings) -> Settings:
             del missing["budget"]
         filled[block] = given.model_copy(update=missing)
     return settings.model_copy(update=filled)
+
+
+def _preset(model: Model) -> Model:
+    """With the sizes of its preset, and with number and width of experts where each has a width of its own."""
+    values = dict(PRESETS[model.preset].model) if model.preset is not None else {}
+    if model.expert_dims:
+        values |= {"experts": len(model.expert_dims), "expert_dim": max(model.expert_dims)}
+    return model.model_copy(update={key: value for key, value in values.items() if key not in model.model_fields_set})

@@ -25,7 +25,7 @@ STAGES = (
     Stage(
         "data.tokens",
         "Tokens",
-        version=1,
+        version=2,
         run="ninthsky.data.tokens:run",
         needs=("data.corpus",),
         uses=("data.vocab", "data.held_out", "seed"),

@@ -75,9 +75,14 @@ def run(ctx: StageContext) -> None:
             "the funnel tells where pages were dropped; name more [data] sources or loosen [data.quality]",
         )
     out = held_out_groups(groups, [d["language"] for d in documents], settings.data.held_out, settings.seed)
-    # A seeded order, so that a reader who goes from front to back meets the languages and sources mixed.
+    # Documents of one source and language stand together, in a seeded order: a part that a mixture can weigh by itself.
     order = sorted(
-        range(len(documents)), key=lambda i: xxhash.xxh3_64_intdigest(documents[i]["id"].encode(), seed=settings.seed)
+        range(len(documents)),
+        key=lambda i: (
+            documents[i]["source"],
+            documents[i]["language"],
+            xxhash.xxh3_64_intdigest(documents[i]["id"].encode(), seed=settings.seed),
+        ),
     )
     splits = {
         "train": [documents[i] for i in order if groups[i] not in out],
@@ -97,7 +102,7 @@ def run(ctx: StageContext) -> None:
         for split, chosen in splits.items():
             entry = _write(ctx, tokenizer, split, chosen, width, bar)
             index["splits"][split] = entry
-            size += sum(len(document["text"].encode()) for document in chosen)
+            size += entry["bytes"]
             tokens += entry["tokens"] - entry["documents"]
     index["bytes_per_token"] = round(size / max(tokens, 1), 4)
     with ctx.open("tokens/index.json") as file:
@@ -122,9 +127,10 @@ def run(ctx: StageContext) -> None:
 def _write(
     ctx: StageContext, tokenizer: Tokenizer, split: str, documents: list[dict[str, Any]], width: str, bar: Any
 ) -> dict[str, Any]:
-    """One split as one file of token ids, little-endian, each document followed by `<eos>`."""
+    """One split as one file of token ids, little-endian, each document followed by `<eos>`; `parts` say what stands where."""
     name, total = f"{split}.bin", 0
     by_language: Counter[str] = Counter()
+    parts: list[dict[str, Any]] = []
     with ctx.open(f"tokens/{name}", rows=len(documents)) as file:
         for start in range(0, len(documents), _BATCH):
             batch = documents[start : start + _BATCH]
@@ -134,6 +140,19 @@ def _write(
                 ids = np.array([*encoded.ids, EOS], dtype=f"<u{np.dtype(width).itemsize}")
                 file.write(ids.tobytes())
                 by_language[document["language"]] += len(ids)
+                kind = {"source": document["source"], "language": document["language"]}
+                if not parts or any(parts[-1][key] != value for key, value in kind.items()):
+                    parts.append({**kind, "start": total, "tokens": 0, "documents": 0, "bytes": 0})
+                parts[-1]["tokens"] += len(ids)
+                parts[-1]["documents"] += 1
+                parts[-1]["bytes"] += len(document["text"].encode())
                 total += len(ids)
             bar.advance(len(batch))
-    return {"file": name, "tokens": total, "documents": len(documents), "by_language": dict(sorted(by_language.items()))}
+    return {
+        "file": name,
+        "tokens": total,
+        "documents": len(documents),
+        "bytes": sum(part["bytes"] for part in parts),
+        "by_language": dict(sorted(by_language.items())),
+        "parts": parts,
+    }

@@ -287,6 +287,9 @@ class Agent:
         if isinstance(message, m.Shard):
             self._take_shard(process, card, message)
             return
+        if isinstance(message, m.Damaged):
+            self._replace_shard(message)
+            return
         if isinstance(message, m.Committed):
             if (message.generation, message.step) <= self._committed:
                 return  # another rank of this host has said so
@@ -304,6 +307,12 @@ class Agent:
             self.lines.refused[f"shard with a wrong checksum: {reason}"] += 1
             return
         self.exchange.ship(info)
+
+    def _replace_shard(self, damaged: m.Damaged) -> None:
+        """What this host holds is of no use: the next generation takes another copy, or an older step, or the disk."""
+        self.store.discard(damaged.rank, damaged.step)
+        self.lines.refused["damaged shard"] += 1
+        self.controller.send(p.PlaceFailed(self._event(), damaged.generation, damaged.rank, damaged.reason))
 
     def _shard_held(self, info: p.ShardInfo) -> None:
         for process in self.spawner.processes.values():

@@ -160,3 +160,132 @@ def drill(*, faults: int = 4, ranks: int = 4, seed: int = 1, json_: Json = False
         for cause, seconds in sheet.named_seconds.items():
             print(f"  {cause:<10} named after {seconds:.2f} s, training again after {sheet.training_seconds[cause]:.2f} s")
     return OK if sheet.exact == sheet.faults and not sheet.wrong else FAILED
+
+
+@app.command
+def diagnose(*paths: Path, playbook: Path | None = None, learned: Path | None = None, json_: Json = False) -> int:
+    """What a job left behind -> the first line of trouble, the rank, the cause, and what only echoes it. Changes nothing.
+
+    Parameters
+    ----------
+    paths: Path
+        Logs of ranks and hosts, kernel logs, PyTorch flight-recorder dumps, exporters' scrapes, or folders of them, as one
+        job's; or JSON lines with an `excerpt` each, which are answered one by one.
+    playbook: Path
+        A playbook of your own in place of the shipped one.
+    learned: Path
+        Incidents that people have analysed (as for `n9 guard learn`): they speak where the rules leave doubt.
+    json_: bool
+        One JSON line per job or incident.
+    """
+    import json
+
+    from ninthsky.errors import OK, UserError
+    from ninthsky.guard.passive.diagnose import diagnose as diagnosis_of
+    from ninthsky.guard.passive.diagnose import incidents, is_incidents
+    from ninthsky.guard.playbook.book import load, shipped
+    from ninthsky.guard.playbook.learned import Memory, read_incidents
+
+    if not paths:
+        raise UserError("N9-GRD-021", "no file or folder was named", "n9 guard diagnose", "n9 guard diagnose FOLDER")
+    book = load(playbook) if playbook else shipped()
+    memory = Memory(read_incidents(learned)) if learned else None
+    single = [path for path in paths if is_incidents(path)]
+    for path in single:
+        for answer in incidents(path, book, memory):
+            best = (answer.get("causes") or [{"cause": answer.get("error", ""), "score": 0.0, "component": ""}])[0]
+            text = f"{answer['id']}: {best['cause']} ({best['component']}), score {best['score']:.2f}"
+            print(json.dumps(answer, ensure_ascii=False) if json_ else text)
+    rest = [path for path in paths if path not in single]
+    if rest:
+        found = diagnosis_of(rest, book, memory=memory)
+        print(json.dumps(found.tree(), ensure_ascii=False) if json_ else found.evidence.render())
+        for unread in [] if json_ else found.unread:
+            print(f"  not read   {unread}")
+    return OK
+
+
+@app.command
+def playbook(cause: str | None = None, *, check: Path | None = None, json_: Json = False) -> int:
+    """The classes of faults that the guard knows; one of them in full.
+
+    Parameters
+    ----------
+    cause: str
+        Its name: what gives it away, what may be done without asking, what a person does.
+    check: Path
+        A playbook of your own: says what is wrong in it.
+    json_: bool
+        As one JSON line.
+    """
+    import json
+
+    from ninthsky.errors import OK, UserError
+    from ninthsky.guard.playbook.book import load, location, shipped
+
+    book = load(check) if check else shipped()
+    if cause is not None and cause not in book.causes:
+        raise UserError("N9-GRD-020", f"no cause named {cause!r}", "n9 guard playbook", "n9 guard playbook: all of them")
+    shown = [book.causes[cause]] if cause else list(book.causes.values())
+    if json_:
+        print(json.dumps([{"cause": c.name, "title": c.title, "kind": c.kind, "scope": c.scope, "component": c.component,
+                           "ladder": c.ladder, "person": c.person} for c in shown]))  # fmt: skip
+        return OK
+    print(f"version {book.version}, {check or location()}")
+    for known in shown:
+        print(f"{known.name:26s}{known.kind:13s}{known.scope:6s}{known.title}")
+        if cause:
+            print(f"  without asking: {', '.join(known.ladder) or 'nothing'}\n  a person: {known.person}")
+            print("\n".join(f"  {p.strength:7s}{p.vendor:8s}{p.says.pattern}" for p in known.patterns))
+    return OK
+
+
+@app.command
+def learn(incidents: Path, *, playbook: Path | None = None, out: Path | None = None, json_: Json = False) -> int:
+    """What analysed faults teach: where the playbook errs, and drafts of causes for those that it does not know.
+
+    Parameters
+    ----------
+    incidents: Path
+        JSON lines with `excerpt` and the `cause` that a person accepted (`unknown` where nobody knows it yet).
+    playbook: Path
+        A playbook of your own in place of the shipped one.
+    out: Path
+        Where drafts go: entries for a person to name, complete and put into a playbook.
+    json_: bool
+        As one JSON line.
+    """
+    import json
+
+    from ninthsky.errors import OK
+    from ninthsky.guard.playbook.book import UNKNOWN, load, shipped
+    from ninthsky.guard.playbook.learned import drafts, read_incidents
+    from ninthsky.guard.playbook.match import match
+
+    book = load(playbook) if playbook else shipped()
+    known = read_incidents(incidents)
+    said = {incident.id: match(incident.text, book)[0] for incident in known}
+    wrong = [i for i in known if i.cause != UNKNOWN and said[i.id].cause != i.cause]
+    unexplained = [i for i in known if said[i.id].cause == UNKNOWN or i.cause not in book.causes]
+    drafted = drafts(unexplained)
+    text = "\n".join(draft.toml(f"draft_{number}") for number, draft in enumerate(drafted, 1))
+    if out is not None and drafted:
+        out.write_text(text, "utf-8")
+    if json_:
+        print(json.dumps({
+            "incidents": len(known),
+            "wrong": [{"id": i.id, "cause": i.cause, "said": said[i.id].cause} for i in wrong],
+            "unexplained": [i.id for i in unexplained],
+            "drafts": [[i.id for i in draft.incidents] for draft in drafted],
+        }))  # fmt: skip
+        return OK
+    print(f"{len(known)} incidents, playbook version {book.version}: {len(wrong)} answered otherwise than the person did")
+    for incident in wrong:
+        print(f"  {incident.id}: {incident.cause}, the playbook says {said[incident.id].cause} ({said[incident.id].score:.2f})")
+    print(
+        f"{len(unexplained)} unexplained, {len(drafted)} groups of them alike"
+        + (f", drafts in {out}" if out and drafted else "")
+    )
+    if drafted and out is None:
+        print(text)
+    return OK

@@ -141,11 +141,13 @@ class Conductor:
         if isinstance(message, m.StoreServing):
             self._regroup.store_serving(proc, message)
         elif isinstance(message, m.Joined):
-            self._regroup.joined(rank)
+            self._regroup.joined(rank, message.step)
         elif isinstance(message, m.Broken) and state.stage in {"run", "form"}:
             state.broken.setdefault(rank, (state.clock(), message.error))
         elif isinstance(message, m.Bad):
             self._remedies.bad(proc, message)
+        elif isinstance(message, m.Halt):
+            state.fail(message.reason)
         elif isinstance(message, m.Committed):
             state.commit(message.step)
             self._remedies.close_repaired(message.step)

@@ -16,7 +16,13 @@ from ninthsky.run.folder import write_json
 
 State = Literal["open", "repaired", "advised", "stopped"]
 
-_INJECTED_AS = {"exit": "kill", "frozen": "freeze", "nonfinite": "nan", "slow": "slow"}
+_INJECTED_AS = {
+    "exit": ("kill",),
+    "frozen": ("freeze",),
+    "nonfinite": ("nan",),
+    "slow": ("slow",),
+    "outlier": ("bad_card", "bad_data"),
+}
 
 
 class Timeline(msgspec.Struct, omit_defaults=True):
@@ -162,7 +168,7 @@ class FaultBook:
         for injected in self._injected:
             near = step - injected.step
             if (
-                injected.kind == _INJECTED_AS.get(cause)
+                injected.kind in _INJECTED_AS.get(cause, ())
                 and injected.rank == rank
                 and near >= -1
                 and (near <= 2 or cause == "slow")

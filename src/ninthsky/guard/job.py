@@ -76,7 +76,7 @@ def run_job(spec: JobSpec, on_event: Callable[[dict[str, Any]], None] | None = N
                 processes[host.name] = _start_agent(spec, host, keys[host.name], port)
             _follow(spec, processes, keys[CONTROLLER], events)
         finally:
-            _end(processes)
+            _end(processes, folder)
             for host in spec.hosts:
                 remove_folder(spec.memory_folder(host.name))
             events.read()
@@ -122,13 +122,13 @@ def _start(spec: JobSpec, name: str, launch: list[str], arguments: list[str]) ->
     logs = Path(spec.folder) / "logs"
     logs.mkdir(exist_ok=True)
     with (logs / f"{name}.log").open("ab") as log:
-        # A process group of its own, so that Ctrl-C reaches the driver alone and ranks are not interrupted one by one.
+        # A session of its own: what the terminal sends (Ctrl-C, hanging up) reaches the driver alone, and not rank by rank.
         return subprocess.Popen(
             [*launch, sys.executable, "-m", "ninthsky", "guard", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            process_group=0,
+            start_new_session=True,
             preexec_fn=die_with_parent(os.getpid(), signal.SIGTERM),
         )
 
@@ -178,7 +178,12 @@ def _follow(spec: JobSpec, processes: dict[str, subprocess.Popen[bytes]], keys: 
         time.sleep(POLL_SECONDS)
 
 
-def _end(processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def _end(processes: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
+    controller = processes.get(CONTROLLER)
+    if controller is not None and read_json(folder / "result.json") is None:
+        # Before the job is done: the watcher first, else it would take the ranks that end now for faults.
+        controller.terminate()
+        _wait(controller, END_SECONDS)
     for name in sorted(processes, key=lambda name: name == CONTROLLER):
         process = processes[name]
         # After a good end agents have been told to stop; a terminated agent ends its ranks and removes its folder.

@@ -245,6 +245,23 @@ class NotHeld(_Message, frozen=True):
     reason: str
 
 
+class Session(_Message, frozen=True):
+    """The sender's pieces will come sealed under this key (see bulk.py). Answered by SessionOpen, also where it was known."""
+
+    id: bytes
+    key: bytes
+
+    def __repr__(self) -> str:
+        return f"Session({self.id.hex()})"  # a key does not belong in a log
+
+
+class SessionOpen(_Message, frozen=True):
+    """Pieces of this session are taken on this port."""
+
+    id: bytes
+    port: int
+
+
 class Get(_Message, frozen=True):
     """Asks for a piece of a shard."""
 
@@ -265,4 +282,4 @@ class Piece(_Message, frozen=True):
     data: memoryview
 
 
-Between = Put | Held | NotHeld | Get | Piece
+Between = Put | Held | NotHeld | Session | SessionOpen | Get | Piece

@@ -18,7 +18,8 @@ class Regroup:
     def __init__(self, state: JobState) -> None:
         self._state = state
         self._inventories: dict[str, list[p.ShardInfo]] = {}
-        self._joined: set[int] = set()
+        self._joined: dict[int, int] = {}  # rank -> the step that it is about to do
+        self._reached = -1  # how far training had come when it was broken off
 
     # -- its steps ----------------------------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ class Regroup:
             fault.resumed_generation = state.generation
             fault.timeline.aborted = fault.timeline.aborted or state.wall()
         state.enter("collect")
-        self._inventories, self._joined, state.broken = {}, set(), {}
+        self._inventories, self._joined, state.broken = {}, {}, {}
         for host in state.roster.live():
             self._prepare(host)
 
@@ -58,9 +59,9 @@ class Regroup:
             for other in state.roster.places:
                 state.to_rank(other, where)
 
-    def joined(self, rank: int) -> None:
+    def joined(self, rank: int, step: int) -> None:
         if self._state.stage == "form":
-            self._joined.add(rank)
+            self._joined[rank] = step
 
     def advance(self) -> None:
         """Goes on to the next stage where what was waited for is there."""
@@ -118,7 +119,8 @@ class Regroup:
         cards = place(before, homes, roster.candidates(), state.history.card_failures)
         changed = {rank: old.name for rank, (old, new) in enumerate(zip(before, cards, strict=False)) if old != new}
         roster.places = [roster.processes[card.host, card.pid] for card in cards]
-        self._joined, state.broken = set(), {}
+        self._joined, state.broken = {}, {}
+        self._reached = max(self._reached, state.fleet.step())
         state.journal.write("places", generation=state.generation, resume_step=state.resume_step, places=roster.table())
         hosts = roster.rank_hosts()
         brought = sources(self._inventories, state.resume_step, hosts)
@@ -138,13 +140,10 @@ class Regroup:
         state.tell("formed", generation=state.generation, resume_step=state.resume_step, places=named)
 
     def _note_places(self, changed: dict[int, str]) -> None:
-        """What the regroup costs, into the faults that it repairs."""
+        """Who takes whose place, into the faults that it repairs."""
         state = self._state
-        redone = max(state.fleet.step() - state.resume_step, 0)
         for fault in state.book.open_ones():
-            fault.resume_step, fault.timeline.assigned = state.resume_step, state.wall()
-            fault.steps_redone = max(fault.steps_redone, redone)
-            fault.committed_steps_lost = max(0, state.committed - state.resume_step)
+            fault.timeline.assigned = state.wall()
             if fault.rank is not None and fault.rank in changed:
                 fault.replaced_by = state.roster.places[fault.rank].card
             state.book.save(fault)
@@ -153,10 +152,16 @@ class Regroup:
         state = self._state
         state.enter("run")
         state.journal.write("joined", generation=state.generation)
-        state.tell("joined", generation=state.generation, resume_step=state.resume_step)
+        # Without a replica of every rank they went on from the disk, and only they know where that was.
+        resumed = state.resume_step if state.resume_step >= 0 else min(self._joined.values()) - 1
+        state.tell("joined", generation=state.generation, resume_step=resumed, disk=state.resume_step < 0 <= resumed)
         for fault in state.book.open_ones():
             fault.timeline.joined = state.wall()
+            fault.resume_step = resumed
+            fault.steps_redone = max(fault.steps_redone, self._reached - resumed, 0)
+            fault.committed_steps_lost = max(0, state.committed - resumed)
             state.book.save(fault)
+        self._reached = -1
 
     def _recover(self) -> None:
         """Every host has told what runs there: training goes on untouched if nobody is missing, else a new generation."""

@@ -58,7 +58,8 @@ class Remedies:
         state = self._state
         state.history.rebuilds = 0
         for fault in list(state.book.open_ones()):
-            repaired = fault.resumed_generation == state.generation and (fault.cause != "nonfinite" or step >= fault.step)
+            passed = fault.cause not in {"nonfinite", "outlier"} or step >= fault.step
+            repaired = fault.resumed_generation == state.generation and passed
             if state.stage == "run" and repaired:
                 self._close(fault)
 
@@ -129,6 +130,8 @@ class Remedies:
             step.decided(state.generation, bad.attempt, remedy.rung)
             step.fault.resumed_generation, step.fault.resume_step = state.generation, bad.step - 1
             step.fault.steps_redone += remedy.rung != "skip"
+        elif bad.what == "outlier" and state.watch.action == "advise" and remedy.rung != "stop":
+            step.decided(state.generation, bad.attempt, "apply")
         elif remedy.rung == "regroup":
             step.card_replaced()
         self._apply(step.fault, remedy, window, kind)

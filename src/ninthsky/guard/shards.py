@@ -20,8 +20,9 @@ from pathlib import Path
 import xxhash
 import zmq.asyncio
 
+from ninthsky.guard.bulk import BulkListener, BulkSender, new_session
 from ninthsky.guard.keys import Keyring
-from ninthsky.guard.protocol import Between, Get, Held, NotHeld, Peer, Piece, Put, ShardInfo
+from ninthsky.guard.protocol import Between, Get, Held, NotHeld, Peer, Piece, Put, Session, SessionOpen, ShardInfo
 from ninthsky.guard.wire import PIECE, Caller, Listener
 
 VERSIONS = 2
@@ -123,6 +124,24 @@ class ShardStore:
         os.link(path, target)
         return True
 
+    def discard(self, rank: int, step: int) -> None:
+        """Drops a shard that turned out to be damaged: it stands in no inventory any more."""
+        if (rank, step) in self._held:
+            self._drop((rank, step))
+
+    def verify(self, info: ShardInfo) -> bool:
+        """Whether a held shard still is what was taken in; memory that is damaged is not handed on."""
+        held = self._held.get((info.rank, info.step))
+        if held is None:
+            return False
+        path = self.folder / shard_name(info.rank, info.step)
+        # Its length first: a map must not be read past the end of its file.
+        whole = path.exists() and path.stat().st_size == held.size
+        if whole and xxhash.xxh3_64_hexdigest(self._views.get((info.rank, info.step)) or view_of(path)) == held.xxh3:
+            return True
+        self.discard(info.rank, info.step)
+        return False
+
     def forget_after(self, step: int) -> None:
         """Drops what a new generation will do again: its steps may be decided otherwise (a skipped step, say)."""
         for key in [key for key in self._held if key[1] > step]:
@@ -198,11 +217,15 @@ class ShardExchange:
         self.keys, self.store = keys, store
         self.generation = 0
         self.stale_refused = 0
-        self.listener: Listener[Put | Get] = Listener(context, keys, Put | Get, bind)
+        self.listener: Listener[Session | Get] = Listener(context, keys, Session | Get, bind)
+        self.bulk: BulkListener[Put] = BulkListener(context, Put, bind, self.listener.refused)
         self._context = context
         self._on_held = on_held
         self._peers: dict[str, Peer] = {}
         self._callers: dict[str, tuple[Peer, Caller[Between], asyncio.Task[None]]] = {}
+        self._senders: dict[str, BulkSender] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._opened: dict[bytes, asyncio.Future[int]] = {}  # session -> the port of its receiver
         self._partner = ""
         self._alone = False
         self._unheld: dict[int, tuple[ShardInfo, float]] = {}  # rank -> its newest shard, and since when
@@ -211,12 +234,21 @@ class ShardExchange:
 
     async def serve(self) -> None:
         """Answers other agents until cancelled."""
+        await asyncio.gather(self._serve_questions(), self._serve_copies())
+
+    async def _serve_questions(self) -> None:
         while True:
             sender, message = await self.listener.receive()
-            if isinstance(message, Put):
-                self._take(sender, message)
-            else:
+            if isinstance(message, Get):
                 self.listener.send(sender, self._piece(message))
+            elif self.bulk.admit(sender, message.id, message.key):
+                self.listener.send(sender, SessionOpen(message.id, self.bulk.port))
+            else:
+                self.listener.refused["bad session"] += 1
+
+    async def _serve_copies(self) -> None:
+        while True:
+            self._take(*await self.bulk.receive())
 
     def set_ring(self, peers: list[Peer]) -> None:
         """Live hosts in ring order. Whatever is not held yet goes to the new partner."""
@@ -229,6 +261,10 @@ class ShardExchange:
             _, caller, task = self._callers.pop(name)
             task.cancel()
             caller.close()
+            if name in self._opening:
+                self._opening[name].cancel()
+            if name in self._senders:
+                self._senders.pop(name).close()
         self._partner = partner
         for info, _ in list(self._unheld.values()):
             self._start_shipping(info)
@@ -280,6 +316,11 @@ class ShardExchange:
         for _, caller, task in self._callers.values():
             task.cancel()
             caller.close()
+        for opening in self._opening.values():
+            opening.cancel()
+        for sender in self._senders.values():
+            sender.close()
+        self.bulk.close()
         self.listener.close()
 
     def _take(self, sender: str, put: Put) -> None:
@@ -295,7 +336,8 @@ class ShardExchange:
             self.listener.send(sender, NotHeld(put.rank, put.step, put.xxh3, reason))
 
     def _piece(self, get: Get) -> Piece:
-        whole = self.store.view(ShardInfo(get.rank, get.step, -1, get.xxh3))
+        info = ShardInfo(get.rank, get.step, -1, get.xxh3)
+        whole = self.store.view(info) if get.offset or self.store.verify(info) else None
         if whole is None:
             return Piece(get.rank, get.step, get.xxh3, get.offset, -1, memoryview(b""))
         return Piece(get.rank, get.step, get.xxh3, get.offset, len(whole), whole[get.offset : get.offset + PIECE])
@@ -309,13 +351,13 @@ class ShardExchange:
             self._shipping[info.rank] = asyncio.ensure_future(self._ship(info, self._partner))
 
     async def _ship(self, info: ShardInfo, partner: str) -> None:
-        caller = self._caller(partner)
+        sender = await self._sender(partner)
         while True:
             whole = self.store.view(info)
             if whole is None:
                 return
             for put in pieces(whole, self.generation, info):
-                await caller.send_when_possible(put)
+                await sender.send(put)
             # The connection may have gone with pieces in it; the receiver takes the same shard twice without harm.
             await asyncio.sleep(RESEND_SECONDS)
 
@@ -332,9 +374,32 @@ class ShardExchange:
     def _caller(self, host: str) -> Caller[Between]:
         if host not in self._callers:
             peer = self._peers[host]
-            caller: Caller[Between] = Caller(self._context, self.keys, host, Held | NotHeld | Piece, peer.address, peer.port)
+            caller: Caller[Between] = Caller(
+                self._context, self.keys, host, Held | NotHeld | SessionOpen | Piece, peer.address, peer.port
+            )
             self._callers[host] = (peer, caller, asyncio.ensure_future(self._listen(caller)))
         return self._callers[host][1]
+
+    async def _sender(self, host: str) -> BulkSender:
+        """The session with a host; opened once for all of its copies."""
+        if host not in self._senders:
+            opening = self._opening.get(host)
+            if opening is None:
+                opening = self._opening[host] = asyncio.ensure_future(self._open_session(host))
+            await asyncio.shield(opening)  # a newer shard ends this copy, not what others wait for
+        return self._senders[host]
+
+    async def _open_session(self, host: str) -> None:
+        peer, caller = self._peers[host], self._caller(host)
+        id, key = new_session()
+        opened = self._opened[id] = asyncio.get_running_loop().create_future()
+        try:
+            while not opened.done():
+                await caller.send_when_possible(Session(id, key))
+                await asyncio.wait({opened}, timeout=RESEND_SECONDS)
+            self._senders[host] = BulkSender(self._context, id, key, peer.address, opened.result())
+        finally:
+            del self._opened[id], self._opening[host]
 
     async def _listen(self, caller: Caller[Between]) -> None:
         while True:
@@ -343,6 +408,10 @@ class ShardExchange:
                 entry = self._unheld.get(answer.rank)
                 if entry is not None and (entry[0].step, entry[0].xxh3) == (answer.step, answer.xxh3):
                     self._held(entry[0])
+            elif isinstance(answer, SessionOpen):
+                opened = self._opened.get(answer.id)
+                if opened is not None and not opened.done():
+                    opened.set_result(answer.port)
             elif isinstance(answer, Piece) and (answer.rank, answer.step) in self._answers:
                 self._answers[answer.rank, answer.step].put_nowait(answer)
 

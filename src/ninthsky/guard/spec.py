@@ -29,7 +29,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Injected(msgspec.Struct, frozen=True):
     """A fault that the job inflicts on itself, so that screens and files show it as injected. `step` counts from 0."""
 
-    kind: Literal["kill", "freeze", "nan", "slow"]
+    kind: Literal["kill", "freeze", "nan", "slow", "bad_card", "bad_data"]
     rank: int
     step: int
     attempt: int = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ninthsky.guard.faults import Fault
 from ninthsky.guard.judges import Verdict
-from ninthsky.guard.judges.nonfinite import Finding, Vote, judge_nonfinite
+from ninthsky.guard.judges.nonfinite import BAD, Finding, Vote, judge_nonfinite
 from ninthsky.guard.probe.messages import Bad, Decide
 
 
@@ -24,11 +24,12 @@ class BadStep:
         """Takes a vote in, and says what all of them show."""
         ranks = tuple(sorted(bad.ranks))
         before = self.answers.get((generation, bad.attempt - 1))
-        self.votes.append(Vote(bad.attempt, ranks, rotated=before is not None and before.action == "rotate"))
-        finding, verdict = judge_nonfinite(self.step, self.votes, world)
+        rotated = before is not None and before.action == "rotate"
+        self.votes.append(Vote(bad.attempt, ranks, rotated, tuple(bad.figures)))
+        finding, verdict = judge_nonfinite(self.step, self.votes, world, bad.what)
         if self.evicted_rank is None or self.evicted_rank not in ranks:
             return finding, verdict
-        text = "gradient not finite on another card too: the data"
+        text = f"gradient {BAD[bad.what]} on another card too: the data"
         return "data", replace(
             verdict, ranks=(), text=text, ruled_out=("the card: it was replaced, and the new one found the same",)
         )

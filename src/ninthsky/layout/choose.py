@@ -15,7 +15,7 @@ from ninthsky.layout.cut import Cut, Cuts
 from ninthsky.layout.search import MEMORY, RULES, TRAINER_RULES, Objective, Problem, first_broken, meshes, usable_bytes
 from ninthsky.layout.shape import Sizes, Work
 
-Status = Literal["chosen", "lost", "not runnable", "rejected"]
+Status = Literal["chosen", "lost", "only by name", "rejected"]
 UNITS: dict[Objective, str] = {"egress": "bytes between hosts", "seconds": "seconds per step"}
 
 
@@ -82,7 +82,7 @@ def judge(problem: Problem, objective: Objective) -> list[Verdict]:
     runnable = legal & (unsupported.rule < 0)
     if not runnable.any():
         reasons = broken.counts(RULES) | {MEMORY[1]: int(((broken.rule < 0) & (total > limit)).sum())}
-        reasons |= {"legal, but not run by the trainer yet": int(legal.sum())}
+        reasons |= {"legal, but taken only where [mesh] names them": int(legal.sum())}
         raise UserError(
             "N9-LAY-003",
             f"the trainer can run no cut over {problem.cluster.ranks} ranks; " + tally(reasons),
@@ -108,7 +108,7 @@ def judge(problem: Problem, objective: Objective) -> list[Verdict]:
             return "lost", objective, f"more {UNITS[objective]} than the chosen cut", float(score[index]), float(score[best])
         if tier[index] == 1:
             rule, source = TRAINER_RULES[unsupported.rule[index]], unsupported
-            return "not runnable", rule.name, rule.text, float(source.figure[index]), float(source.threshold[index])
+            return "only by name", rule.name, rule.text, float(source.figure[index]), float(source.threshold[index])
         if broken.rule[index] >= 0:
             rule = RULES[broken.rule[index]]
             return "rejected", rule.name, rule.text, float(broken.figure[index]), float(broken.threshold[index])

@@ -76,9 +76,9 @@ def layer_forward(cuts: Cuts, sizes: Sizes, work: Work, cluster: Cluster, fit: F
     if sparse < 1:
         seconds = seconds + (1 - sparse) * feed_forward(tokens, sizes.dense_dim)
     if sparse:
-        local = sizes.experts / cuts.ep
-        rows = tokens * sizes.experts_per_token * imbalance(cuts, sizes) / local
-        seconds = seconds + sparse * local * feed_forward(rows, sizes.expert_dim)
+        rows = tokens * sizes.experts_per_token * imbalance(cuts, sizes) * cuts.ep / sizes.experts
+        for number, inside in sizes.expert_sizes:
+            seconds = seconds + sparse * number / cuts.ep * feed_forward(rows, inside)
         if sizes.shared_experts:
             seconds = seconds + sparse * feed_forward(tokens, sizes.shared_experts * sizes.expert_dim)
         seconds = seconds + sparse * 6 * tokens * sizes.experts_per_token * sizes.dim * width / cuts.tp / (

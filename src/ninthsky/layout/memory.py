@@ -19,7 +19,7 @@ from ninthsky.layout.shape import Sizes, Work
 RESERVE = 0.08
 
 # Tokens whose logits exist at once, as in `model.fused.output_loss`.
-LOGIT_ROWS = 512
+LOGIT_ROWS = 1024
 
 # Queries that a CPU's attention works on together, as in `model.fused`, by bytes of what it computes in.
 QUERY_BLOCK = {2: 128, 4: 64}
@@ -96,7 +96,7 @@ def layer_activations(cuts: Cuts, sizes: Sizes, work: Work) -> Floats:
     In widths per token, as our decoder saves them: inputs of two norms, as wide as the stream (`master_bytes`), and their
     outputs, of which the router keeps an fp32 copy; query and key raw and turned (turned alone without qk-norm), value,
     attention's output; three per feed-forward width (gate, up, their product); and of each copy that goes to an expert its
-    input, its answer and its weighted answer. With `work.keeps_scores` attention's probabilities up to the diagonal come on
+    input and its answer. With `work.keeps_scores` attention's probabilities up to the diagonal come on
     top, in blocks of queries.
     """
     query, key = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
@@ -105,7 +105,8 @@ def layer_activations(cuts: Cuts, sizes: Sizes, work: Work) -> Floats:
     fixed: float = 2 * sizes.dim + (3 if sizes.qk_norm else 2) * (query + key)
     fixed += forward * ((1 - sparse) * sizes.dense_dim + sparse * sizes.shared_experts * sizes.expert_dim)
     fixed += sizes.heads * (work.sequence + QUERY_BLOCK[work.compute_bytes]) / 2 if work.keeps_scores else 0
-    copies = sparse * sizes.experts_per_token * (3 * sizes.dim + forward * sizes.expert_dim) * imbalance(cuts, sizes)
+    mean = sizes.widths / max(sizes.experts, 1)
+    copies = sparse * sizes.experts_per_token * (2 * sizes.dim + forward * mean) * imbalance(cuts, sizes)
     stream = 2 * sizes.dim * work.master_bytes + (4 * sparse * sizes.dim if work.compute_bytes < 4 else 0)
     return tokens_at_once(cuts, work) * (work.compute_bytes * (fixed + copies) + stream) / cuts.tp
 

@@ -44,8 +44,16 @@ def _uneven_experts(cuts: Cuts, problem: Problem) -> Values:
     They are cut along their number only without ep, and over no more shards than there are experts.
     """
     along_rows = (cuts.ep > 1) | (cuts.expert_shards > max(problem.sizes.experts, 1))
-    left = problem.sizes.dim % cuts.expert_shards + problem.sizes.expert_dim % cuts.expert_shards
+    widths = [problem.sizes.dim, *(width for _, width in problem.sizes.expert_sizes)]
+    left = np.sum([width % cuts.expert_shards for width in widths], axis=0)
     return np.where(along_rows & bool(problem.sizes.sparse_layers), left, 0)
+
+
+def _experts_left(cuts: Cuts, problem: Problem) -> Values:
+    """Experts left over when those of each size are dealt to ep ranks; without experts there is no ep."""
+    if not problem.sizes.sparse_layers:
+        return cuts.ep - 1
+    return np.asarray(np.sum([number % cuts.ep for number, _ in problem.sizes.expert_sizes], axis=0))
 
 
 def _ep_left(cuts: Cuts, problem: Problem) -> Values:
@@ -65,9 +73,7 @@ MESH_RULES: tuple[Rule, ...] = (
     Rule("heads", "attention heads do not divide over tp x cp", lambda c, p: p.sizes.heads % (c.tp * c.cp)),
     Rule("kv-heads", "key-value heads do not divide over tp", lambda c, p: p.sizes.kv_heads % c.tp),
     Rule("host", "tensor parallelism leaves the host", lambda c, p: c.tp, lambda c, p: p.cluster.ranks_per_host),
-    Rule(
-        "experts", "experts do not divide over ep", lambda c, p: p.sizes.experts % c.ep if p.sizes.sparse_layers else c.ep - 1
-    ),
+    Rule("experts", "experts do not divide over ep", _experts_left),
     Rule("ep", "ep does not divide over the data ranks", _ep_left),
     Rule("uneven", "experts' rows do not divide over their FSDP shards", _uneven_experts),
     Rule("sequence", "the sequence does not divide over cp", lambda c, p: p.work.sequence % c.cp),
@@ -86,11 +92,12 @@ MEMORY = (
     "does not fit: bytes per rank over what may be used",
 )  # name and text of the last rule, held after estimating
 
-# What `train.pretrain` can run today. A cut that only these forbid is shown with its figures, and not chosen.
+# What is chosen without being asked. A cut that only these forbid is shown with its figures; `[mesh]` in run.toml takes it.
+# The trainer deals experts out over tp, where the figures here cut their width, and leaves the vocabulary to FSDP2.
 TRAINER_RULES: tuple[Rule, ...] = (
-    Rule("trainer-pp", "the trainer has no pipeline stages yet", lambda c, p: c.pp, lambda c, p: 1),
-    Rule("trainer-cp", "the trainer does not cut sequences yet", lambda c, p: c.cp, lambda c, p: 1),
-    Rule("trainer-tp", "the trainer does not cut matrices yet", lambda c, p: c.tp, lambda c, p: 1),
+    Rule("trainer-pp", "a pipeline wants [train] micro_batches: name it in [mesh]", lambda c, p: c.pp, lambda c, p: 1),
+    Rule("trainer-cp", "sequences are cut where [mesh] says so", lambda c, p: c.cp, lambda c, p: 1),
+    Rule("trainer-tp", "matrices are cut where [mesh] says so", lambda c, p: c.tp, lambda c, p: 1),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Sizes:
     qk_norm: bool = True
     gated: bool = True  # three matrices per feed-forward instead of two
     tied: bool = False  # the output head is the embedding
+    attention_bias: bool = False  # of queries, keys and values
+    expert_dims: tuple[int, ...] = ()  # of each routed expert, where they differ
 
     @staticmethod
     def of(model: Model, vocab: int) -> Sizes:
@@ -42,7 +45,7 @@ class Sizes:
             dim=dim,
             heads=heads,
             kv_heads=filled["kv_heads"],
-            head_dim=dim // heads,
+            head_dim=filled.get("head_dim", dim // heads),
             vocab=vocab,
             experts=filled["experts"],
             experts_per_token=filled["experts_per_token"],
@@ -51,6 +54,8 @@ class Sizes:
             dense_layers=filled["dense_layers"],
             dense_dim=filled["dense_dim"],
             qk_norm=filled["qk_norm"],
+            attention_bias=filled["attention_bias"],
+            expert_dims=tuple(filled["expert_dims"]),
         )
 
     @staticmethod
@@ -88,6 +93,7 @@ class Sizes:
             dense_dim=dense_dim,
             qk_norm=bool(config.get("use_qk_norm", False)),
             tied=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
         )
 
     @property
@@ -101,8 +107,9 @@ class Sizes:
 
     @property
     def norms(self) -> int:
-        """Weights of one layer's norms."""
-        return 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
+        """Weights of one layer's norms and biases."""
+        biases = (self.heads + 2 * self.kv_heads) * self.head_dim if self.attention_bias else 0
+        return 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0) + biases
 
     @property
     def matrices(self) -> int:
@@ -114,14 +121,25 @@ class Sizes:
         return self.matrices * self.dim * self.dense_dim
 
     @property
+    def expert_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(number of experts, their width) for each size; each size is dealt to ep ranks by itself."""
+        widths = self.expert_dims or (self.expert_dim,) * self.experts
+        return tuple((len(list(same)), width) for width, same in itertools.groupby(widths))
+
+    @property
+    def widths(self) -> int:
+        """Of all routed experts of one layer together."""
+        return sum(self.expert_dims) or self.experts * self.expert_dim
+
+    @property
     def expert(self) -> int:
-        """Weights of one routed expert."""
-        return self.matrices * self.dim * self.expert_dim
+        """Weights of one routed expert, of the mean one where they differ."""
+        return self.matrices * self.dim * self.widths // max(self.experts, 1)
 
     @property
     def shared(self) -> int:
         """Weights of one layer's shared experts."""
-        return self.shared_experts * self.expert
+        return self.shared_experts * self.matrices * self.dim * self.expert_dim
 
     @property
     def router(self) -> int:
@@ -148,7 +166,7 @@ class Sizes:
     @property
     def routed(self) -> int:
         """Weights of all routed experts."""
-        return self.sparse_layers * self.experts * self.expert
+        return self.sparse_layers * self.matrices * self.dim * self.widths
 
     @property
     def parameters(self) -> int:
@@ -157,7 +175,8 @@ class Sizes:
     @property
     def active(self) -> int:
         """Weights that one token passes through (its embedding row counts as the whole table, as is usual)."""
-        return self.common + self.sparse_layers * self.experts_per_token * self.expert
+        met = self.experts_per_token * self.widths // max(self.experts, 1)
+        return self.common + self.sparse_layers * self.matrices * self.dim * met
 
     def flops_per_token(self, sequence: int) -> float:
         """Floating-point operations to train on one token: 6 per active matrix weight, plus causal attention.

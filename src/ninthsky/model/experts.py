@@ -1,7 +1,8 @@
-"""Routed and shared experts: who gets a token, how tokens travel to their experts and back, and how load is kept even."""
+"""Routed and shared experts: how tokens travel to their experts and back, and what they meet there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,61 +10,35 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ninthsky.model.deal import Deal
 from ninthsky.model.fused import compute_dtype, gated_silu
+from ninthsky.model.router import Router
 from ninthsky.model.shape import Shape
 
-ROUND = 32  # rows
 
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202). `gate_up` holds both, gate first."""
+class GateUp(nn.Module):
+    """Gate and up projection in one product; the weight [2, hidden, dim] keeps them apart: a rank can hold a part of both."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.weight = nn.Parameter(torch.empty(2, hidden, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., 2 x hidden], gate first."""
+        return F.linear(x, self.weight.flatten(0, 1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = GateUp(dim, hidden)
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
         return self.down(gated_silu(self.gate_up(x)))
-
-
-class Router(nn.Module):
-    """Sigmoid scores; the top k of score + bias are chosen, weighted by score alone (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
-
-    The bias is no parameter: after each step it moves by the sign of (mean load - load), counted over all ranks
-    (`balance`), so that no auxiliary loss pulls at the weights. `load` counts choices since then, in training only.
-    """
-
-    e_score_correction_bias: Tensor
-    load: Tensor
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.experts_per_token = shape.experts_per_token
-        self.weight = nn.Parameter(torch.empty(shape.experts, shape.dim))
-        self.register_buffer("e_score_correction_bias", torch.zeros(shape.experts))
-        self.register_buffer("load", torch.zeros(shape.experts, dtype=torch.int64), persistent=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, dim] -> weights [N, k] in fp32 that sum to 1, chosen experts [N, k], choices per expert [experts]."""
-        with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(x.float(), self.weight.float()).sigmoid()
-        chosen = (scores.detach() + self.e_score_correction_bias).topk(self.experts_per_token, -1, sorted=False).indices
-        weights = scores.gather(1, chosen)
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.load))
-        if self.training and torch.is_grad_enabled():
-            self.load += counts
-        return weights, chosen, counts
-
-    @torch.no_grad()
-    def balance(self, load: Tensor, rate: float) -> None:
-        """Moves the bias by the global `load` [experts], mean-centred so that it cannot drift, and counts anew."""
-        wanted = load.double().mean()
-        move = torch.sign(wanted - load).to(self.e_score_correction_bias.dtype)
-        self.e_score_correction_bias += rate * (move - move.mean())
-        self.load.zero_()
 
 
 class _Exchange(torch.autograd.Function):
@@ -109,33 +84,60 @@ class Experts(nn.Module):
         rows = _Exchange.apply(x, send, receive, self.group)
         # Rows come by sender, then by expert; the product wants them by expert.
         expert_of = torch.arange(arriving.shape[1], device=x.device).repeat(ranks).repeat_interleave(arriving.flatten())
-        order = expert_of.argsort(stable=True)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=x.device)
-        done = self._multiply(rows[order], arriving.sum(0))[back]
+        deal = Deal.of(expert_of[:, None], arriving.sum(0), fills(rows))
+        done = deal.collect(self._multiply(deal.spread(rows), deal.counts))
         return _Exchange.apply(done, receive, send, self.group)
 
+    @property
+    def here(self) -> bool:
+        """Whether all experts are on this rank."""
+        return self.group is None
+
+    def place(self, expert: int) -> tuple[Experts, int]:
+        """Where the expert of this number is: here, at that index."""
+        return self, expert
+
     def _multiply(self, x: Tensor, counts: Tensor) -> Tensor:
-        dtype, places = compute_dtype(x), None
-        if dtype == torch.bfloat16 and x.device.type == "cpu":
-            places, counts = _spaced(counts, len(x))
-            x = x.new_zeros(int(counts.sum()), x.shape[1]).index_put((places,), x)
-        ends = counts.cumsum(0, dtype=torch.int32)
+        dtype, ends = compute_dtype(x), counts.cumsum(0, dtype=torch.int32)
         hidden = gated_silu(F.grouped_mm(x.to(dtype), self.gate_up.to(dtype), offs=ends))
-        answers = F.grouped_mm(hidden, self.down.to(dtype), offs=ends)
-        return answers if places is None else answers[places]
+        return F.grouped_mm(hidden, self.down.to(dtype), offs=ends)
 
 
-def _spaced(counts: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Where each of `rows` sorted rows goes when every expert's share is filled up to a multiple of ROUND; the new shares.
+class UnequalExperts(nn.Module):
+    """Experts of several sizes: each size is a group of its own, and is dealt to expert-parallel ranks by itself.
 
-    On a CPU each new size of a bf16 product costs the making of a kernel, more than the product itself at small sizes;
-    rounded sizes come again.
+    So every rank holds as many experts of each size as any other, and the same work under an even load.
     """
-    rounded = (counts + ROUND - 1).div(ROUND, rounding_mode="floor") * ROUND
-    moved = (rounded - counts).cumsum(0).roll(1)
-    moved[0] = 0
-    return torch.arange(rows, device=counts.device) + moved.repeat_interleave(counts), rounded
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], dim: int) -> None:
+        super().__init__()
+        self.of_size = nn.ModuleList(Experts(number, dim, hidden) for number, hidden in sizes)
+        self.numbers = [number for number, _ in sizes]
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """As `Experts.forward`."""
+        shares = counts.split(self.numbers)
+        rows = x.split([int(share.sum()) for share in shares])
+        return torch.cat([experts(part, share) for experts, part, share in zip(self.of_size, rows, shares, strict=True)])
+
+    @property
+    def here(self) -> bool:
+        """Whether all experts are on this rank."""
+        return all(experts.group is None for experts in self.of_size)
+
+    def place(self, expert: int) -> tuple[Experts, int]:
+        """Where the expert of this number is."""
+        for experts, number in zip(self.of_size, self.numbers, strict=True):
+            if expert < number:
+                assert isinstance(experts, Experts)
+                return experts, expert
+            expert -= number
+        raise IndexError(expert)
+
+
+def fills(x: Tensor) -> bool:
+    """Whether rows of `x` are better multiplied in shares of rounded size (see `Deal`)."""
+    return x.device.type == "cpu" and compute_dtype(x) == torch.bfloat16
 
 
 class SparseFeedForward(nn.Module):
@@ -144,18 +146,18 @@ class SparseFeedForward(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.router = Router(shape)
-        self.experts = Experts(shape.experts, shape.dim, shape.expert_dim)
+        sizes = shape.expert_sizes
+        self.experts: Experts | UnequalExperts = (
+            Experts(shape.experts, shape.dim, shape.expert_dim) if len(sizes) == 1 else UnequalExperts(sizes, shape.dim)
+        )
         self.shared = FeedForward(shape.dim, shape.shared_experts * shape.expert_dim) if shape.shared_experts else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, dim] -> [B, T, dim]."""
         flat = x.reshape(-1, x.shape[-1])
         weights, chosen, counts = self.router(flat)
-        order = chosen.flatten().argsort(stable=True)
-        token = order // chosen.shape[1]
-        answers = self.experts(flat[token], counts)
-        weighted = answers * weights.flatten()[order, None].to(answers.dtype)
-        out = torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, token, weighted)
+        deal = Deal.of(chosen, counts, fills(flat) and self.experts.here)  # else they are filled where they arrive
+        out = deal.collect(self.experts(deal.spread(flat), deal.counts), weights)
         if self.shared is not None:
             out = out + self.shared(flat)
         return out.view(x.shape)

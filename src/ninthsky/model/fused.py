@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ninthsky.model import formulas
+
 BLOCKS = {torch.bfloat16: 128}  # query rows worked on together in `causal_attention`; 64 in other dtypes
+SLICE = 1 << 19  # logits whose softmax is done at once in `output_loss`: 1 MiB in bf16
 LONGEST = 1024  # positions up to which keeping all probabilities for the backward is worth its memory
 
 
@@ -20,6 +23,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        if formulas.asked():
+            out, scale = formulas.rms_norm(x, weight, eps, dtype)
+            ctx.save_for_backward(x, weight, scale)
+            return out
         wide = x.float()
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -28,6 +35,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
+        if formulas.asked():
+            return *formulas.rms_norm_backward(grads[0], x, weight, scale), None, None
         grad, dim = grads[0].float().contiguous(), x.shape[-1]
         unit = x.float() * scale
         product = (grad * unit).reshape(-1, dim)
@@ -69,16 +78,44 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+class _NormRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+        out, scale = formulas.norm_rotate(x, weight, eps, cos, sin, dtype)
+        ctx.save_for_backward(x, weight, cos, sin, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        x, weight, cos, sin, scale = ctx.saved_tensors
+        return *formulas.norm_rotate_backward(grads[0], x, weight, cos, sin, scale), None, None, None, None
+
+
+def norm_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate(rms_norm(x))`; compiled it is one pass, and not rounded between the two. cos and sin in fp32."""
+    if not formulas.asked():
+        normed = rms_norm(x, weight, eps)
+        return rotate(normed, cos.to(normed.dtype), sin.to(normed.dtype))
+    out: Tensor = _NormRotate.apply(x, weight, eps, cos, sin, compute_dtype(x))
+    return out
+
+
 class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
+        if formulas.asked():
+            done: Tensor = formulas.gated_silu(gate_up)
+            return done
         gate, up = gate_up.chunk(2, -1)
         return torch.nn.functional.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
+        if formulas.asked():
+            done: Tensor = formulas.gated_silu_backward(grads[0], gate_up)
+            return done
         gate, up = gate_up.chunk(2, -1)
         into = torch.empty_like(gate_up)
         into_gate, into_up = into.chunk(2, -1)
@@ -94,45 +131,52 @@ def gated_silu(gate_up: Tensor) -> Tensor:
 
 
 class _CausalAttention(torch.autograd.Function):
-    """By blocks of queries, each against the keys up to its end only. Probabilities are kept for the backward."""
+    """By blocks of queries, each against the keys up to its end only. Probabilities are kept for the backward.
+
+    Given the first position `begins` [B, T] that each one sees, keys before all of a block's are left out of it too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, begins: Tensor | None) -> Tensor:
         batch, length, heads, dim = q.shape
-        kv_heads, scale = k.shape[2], dim**-0.5
+        kv_heads, q = k.shape[2], q * dim**-0.5  # once over the queries, not over every score
         keys, values = (x.transpose(1, 2).reshape(batch * kv_heads, length, dim) for x in (k, v))
         out, kept, block = torch.empty_like(q), [], BLOCKS.get(q.dtype, 64)
-        for start in range(0, length, block):
+        hidden = torch.full((block, block), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+        ctx.firsts = [0] * len(range(0, length, block)) if begins is None else begins[:, ::block].amin(0).tolist()
+        for first, start in zip(ctx.firsts, range(0, length, block), strict=True):
             end = min(start + block, length)
             rows = _block(q, start, end, kv_heads)
-            scores = torch.bmm(rows, keys[:, :end].mT).mul_(scale)
-            hidden = torch.ones(end - start, end - start, dtype=torch.bool, device=q.device).triu(1)
-            per_head = scores.view(batch * kv_heads, heads // kv_heads, end - start, end)
-            per_head[..., start:].masked_fill_(hidden, -torch.inf)
-            kept.append(scores.softmax(-1))
-            _write(out, torch.bmm(kept[-1], values[:, :end]), start, end, kv_heads)
-        ctx.save_for_backward(q, keys, values, *kept)
+            scores = torch.bmm(rows, keys[:, first:end].mT)
+            per_head = scores.view(batch, kv_heads, heads // kv_heads, end - start, end - first)
+            per_head[..., start - first :] += hidden[: end - start, : end - start]
+            if begins is not None:
+                unseen = torch.arange(first, end, device=q.device) < begins[:, None, None, start:end, None]
+                per_head.masked_fill_(unseen, -torch.inf)
+            kept += [rows, scores.softmax(-1)]
+            _write(out, torch.bmm(kept[-1], values[:, first:end]), start, end, kv_heads)
+        ctx.save_for_backward(keys, values, *kept)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, keys, values, *kept = ctx.saved_tensors
-        batch, length, _, dim = q.shape
-        kv_heads, scale = keys.shape[0] // batch, dim**-0.5
-        into_q = torch.empty_like(q)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        keys, values, *kept = ctx.saved_tensors
+        batch, length, _, dim = grads[0].shape
+        kv_heads = keys.shape[0] // batch
+        into_q = torch.empty_like(grads[0])
         into_k, into_v = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
-        block = BLOCKS.get(q.dtype, 64)
-        for start, chances in zip(range(0, length, block), kept, strict=True):
+        block = BLOCKS.get(keys.dtype, 64)
+        for first, start, rows, chances in zip(ctx.firsts, range(0, length, block), kept[::2], kept[1::2], strict=True):
             end = min(start + block, length)
-            rows, grad = _block(q, start, end, kv_heads), _block(grads[0], start, end, kv_heads)
-            into_v[:, :end] += torch.bmm(chances.mT, grad)
-            into_chances = torch.bmm(grad, values[:, :end].mT)
-            into_scores = torch._softmax_backward_data(into_chances, chances, -1, chances.dtype).mul_(scale)
-            _write(into_q, torch.bmm(into_scores, keys[:, :end]), start, end, kv_heads)
-            into_k[:, :end] += torch.bmm(into_scores.mT, rows)
+            grad = _block(grads[0], start, end, kv_heads)
+            into_v[:, first:end] += torch.bmm(chances.mT, grad)
+            into_chances = torch.bmm(grad, values[:, first:end].mT)
+            into_scores = torch._softmax_backward_data(into_chances, chances, -1, chances.dtype)
+            _write(into_q, torch.bmm(into_scores, keys[:, first:end]), start, end, kv_heads)
+            into_k[:, first:end] += torch.bmm(into_scores.mT, rows)
         back = (batch, kv_heads, length, dim)
-        into_k, into_v = (x.to(q.dtype).view(back).transpose(1, 2) for x in (into_k, into_v))
-        return into_q, into_k, into_v
+        into_k, into_v = (x.to(keys.dtype).view(back).transpose(1, 2) for x in (into_k, into_v))
+        return into_q.mul_(dim**-0.5), into_k, into_v, None
 
 
 def _block(x: Tensor, start: int, end: int, kv_heads: int) -> Tensor:
@@ -148,14 +192,16 @@ def _write(out: Tensor, rows: Tensor, start: int, end: int, kv_heads: int) -> No
     out[:, start:end].view(batch, end - start, kv_heads, heads // kv_heads, dim).copy_(shaped)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, begins: Tensor | None = None) -> Tensor:
     """Causal attention of q [B, T, heads, dim] over k, v [B, T, kv_heads, dim] -> [B, T, heads, dim].
+
+    `begins` [B, T], never falling along T, is the first position that each position sees; left out, all see the first.
 
     On a CPU core (Zen 4), forward and backward at 512 positions took a third of the time of torch's flash kernel in bf16
     and 0.7 of it in fp32 (docs/model.md). Scores are rounded to the inputs' dtype, as in torch's unfused attention; the
     softmax is done in fp32.
     """
-    out: Tensor = _CausalAttention.apply(q.contiguous(), k, v)
+    out: Tensor = _CausalAttention.apply(q.contiguous(), k, v, begins)
     return out
 
 
@@ -166,43 +212,62 @@ def pays(q: Tensor, length: int) -> bool:
 
 
 class _OutputLoss(torch.autograd.Function):
-    """Both gradients are computed in the forward, chunk by chunk: no logits of the whole batch ever exist."""
+    """Both gradients are computed in the forward, chunk by chunk: no logits of the whole batch ever exist.
+
+    A chunk is as many rows as a matrix product wants; its softmax goes by SLICE logits, which stay in a core's cache.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, rows: int, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, rows: int, dtype: torch.dtype, z_loss: float
     ) -> Tensor:
         matrix = weight.to(dtype)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         into_hidden, into_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        step = max(SLICE // len(weight), 1) if hidden.device.type == "cpu" else rows
         for at in range(0, len(hidden), rows):
             part, wanted = hidden[at : at + rows].to(dtype), targets[at : at + rows]
-            counted = wanted != ignored
-            place = wanted.clamp_min(0)[:, None]
-            chances = torch.mm(part, matrix.t()).float()
-            top = chances.gather(1, place)
-            highest = chances.amax(1, keepdim=True)
-            sums = chances.sub_(highest).exp_().sum(1, keepdim=True)
-            losses = (sums.log() + highest - top).squeeze(1)
-            total += losses[counted].sum(dtype=torch.float64)
-            chances.div_(sums).scatter_add_(1, place, torch.full_like(top, -1.0))
-            chances.mul_(counted[:, None])
-            grad = chances.to(dtype)
-            into_hidden[at : at + rows] = torch.mm(grad, matrix)
-            into_weight += torch.mm(grad.t(), part)
+            logits = torch.mm(part, matrix.t())
+            for piece, right in zip(logits.split(step), wanted.split(step), strict=True):
+                total += _into_logits(piece, right, ignored, z_loss)
+            into_hidden[at : at + rows] = torch.mm(logits, matrix)
+            into_weight += torch.mm(logits.t(), part)
         ctx.save_for_backward(into_hidden, into_weight)
         return total.float()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:
         into_hidden, into_weight = ctx.saved_tensors
-        return into_hidden.mul_(grads[0]), into_weight.mul_(grads[0]), None, None, None, None
+        return into_hidden.mul_(grads[0]), into_weight.mul_(grads[0]), None, None, None, None, None
 
 
-def output_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100, rows: int = 512) -> Tensor:
+def _into_logits(logits: Tensor, targets: Tensor, ignored: int, z_loss: float) -> Tensor:
+    """Sum of the cross-entropies of logits [rows, vocab], which are replaced by their gradient."""
+    if formulas.asked():
+        grad, losses = formulas.cross_entropy(logits, targets, ignored, z_loss)
+        logits.copy_(grad)
+        return losses.sum(dtype=torch.float64)
+    counted, place = (targets != ignored)[:, None], targets.clamp_min(0)[:, None]
+    top, highest = (x.float() for x in (logits.gather(1, place), logits.amax(1, keepdim=True)))
+    chances = logits.float().softmax(1)
+    log_z = highest - chances.amax(1, keepdim=True).log()  # the largest chance is at least 1 / vocab
+    losses = (log_z - top).masked_fill_(~counted, 0.0)
+    if z_loss:
+        chances.mul_(1.0 + 2.0 * z_loss * log_z)
+    chances.scatter_add_(1, place, torch.full_like(top, -1.0))
+    if not counted.all():
+        chances.mul_(counted)
+    logits.copy_(chances)
+    return losses.sum(dtype=torch.float64)
+
+
+def output_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100, rows: int = 1024, z_loss: float = 0.0
+) -> Tensor:
     """Sum of cross-entropies of hidden [N, dim] @ weight [vocab, dim]^T against targets [N], `ignored` ones left out.
 
-    Differentiable once. Logits are rounded to the compute dtype, the softmax is done in fp32.
+    Differentiable once. Logits are rounded to the compute dtype, the softmax is done in fp32. With `z_loss` the gradient,
+    and it alone, is that of the sum of cross-entropy + z_loss x log(Z)^2.
     """
-    out: Tensor = _OutputLoss.apply(hidden, weight, targets, ignored, rows, compute_dtype(hidden))
+    out: Tensor = _OutputLoss.apply(hidden, weight, targets, ignored, rows, compute_dtype(hidden), z_loss)
     return out

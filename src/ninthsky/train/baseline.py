@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ninthsky.model.decoder import Decoder
 from ninthsky.train.cursor import TokenFile
+from ninthsky.train.loss import documents
 
 ADD = 0.5  # added to each count of a single token (Jeffreys 1946), so that unseen ones keep a share
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # tried for the bigram's prior
@@ -67,36 +68,62 @@ class Counts:
         return (seen + strength * self.unigram(tokens)) / (self.first[ids[:-1]] + strength)
 
 
-def count_scores(train: TokenFile, held_out: TokenFile) -> tuple[Score, Score]:
-    """Unigram and bigram on the held-out split; the prior's strength is chosen on the end of the training tokens."""
-    cut = int(len(train.tokens) * (1 - TUNING))
-    early, late = Counts.of(train.tokens[:cut], train.vocab), train.tokens[cut:]
+def count_shares(train: TokenFile, held_out: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """p of held_out[1:] by unigram and bigram; the prior's strength is chosen on the end of each part of `train`."""
+    spans = [train.tokens[p["start"] : p["start"] + p["tokens"]] for p in train.parts] or [train.tokens]
+    cuts = [int(len(span) * (1 - TUNING)) for span in spans]
+    early = Counts.of(np.concatenate([span[:cut] for span, cut in zip(spans, cuts, strict=True)]), train.vocab)
+    late = np.concatenate([span[cut:] for span, cut in zip(spans, cuts, strict=True)])
     strength = min(STRENGTHS, key=lambda value: _nats(early.bigram(late, value)))
     counts = Counts.of(train.tokens, train.vocab)
-    size = len(held_out.tokens) - 1
-    unigram = Score("unigram", _nats(counts.unigram(held_out.tokens)), size)
-    bigram = Score("bigram", _nats(counts.bigram(held_out.tokens, strength)), size)
-    per_token = held_out_bytes(held_out)
-    return unigram.over(per_token), bigram.over(per_token)
+    return {"unigram": counts.unigram(held_out), "bigram": counts.bigram(held_out, strength)}
+
+
+def count_scores(train: TokenFile, held_out: TokenFile) -> tuple[Score, Score]:
+    """Unigram and bigram on the whole held-out split."""
+    shares = count_shares(train, held_out.tokens)
+    size, per_token = len(held_out.tokens) - 1, held_out_bytes(held_out)
+    unigram, bigram = (Score(name, _nats(shares[name]), size).over(per_token) for name in ("unigram", "bigram"))
+    return unigram, bigram
+
+
+def model_score(model: Decoder, held_out: TokenFile, sequence: int, rows: int = 16, limit: int | None = None) -> Score:
+    """The model's loss on the same tokens, in windows of `sequence` that do not overlap; `limit` tokens at most."""
+    nats = model_nats(model, held_out.tokens[: None if limit is None else limit + 1], sequence, rows=rows)
+    return Score("model", float(nats.mean()), len(nats)).over(held_out_bytes(held_out))
 
 
 @torch.inference_mode()
-def model_score(model: Decoder, held_out: TokenFile, sequence: int, rows: int = 16, limit: int | None = None) -> Score:
-    """The model's loss on the same tokens, in windows of `sequence` that do not overlap; `limit` tokens at most."""
-    ids = torch.from_numpy(held_out.tokens[: None if limit is None else limit + 1].astype(np.int64))
-    device = model.embedding.weight.device
-    training = model.training
+def model_nats(
+    model: Decoder, tokens: NDArray[Any], sequence: int, stride: int | None = None, rows: int = 16, eos: int | None = None
+) -> NDArray[np.float64]:
+    """The model's loss on each of tokens[1:], in fp32, in windows of `sequence` tokens that begin every `stride` tokens.
+
+    Of a window that overlaps the one before, only the tokens that are new are scored: each token is scored once, those of
+    all windows but the first after at least `sequence` - `stride` tokens of context. Windows do not overlap by default.
+    With `eos` the documents of a window do not see each other, as for a model trained under `document_mask`.
+    """
+    stride = min(stride or sequence, sequence)
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    device, training = model.embedding.weight.device, model.training
     model.eval()
-    total, whole = 0.0, (len(ids) - 1) // sequence
-    windows = [ids[: whole * sequence].view(whole, sequence), ids[1 : whole * sequence + 1].view(whole, sequence)]
-    batches = [(windows[0][at : at + rows], windows[1][at : at + rows]) for at in range(0, whole, rows)]
-    if rest := len(ids) - 1 - whole * sequence:
-        batches.append((ids[-rest - 1 : -1][None], ids[-rest:][None]))
-    for inputs, targets in batches:
-        logits = model.logits(model(inputs.to(device)))
-        total += float(F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="sum"))
+    found = np.empty(len(ids) - 1, dtype=np.float64)
+    windows: dict[tuple[int, int], list[int]] = {}  # (length, tokens known already) -> where they begin
+    done, begin = 0, 0
+    while done < len(found):
+        end = min(begin + sequence, len(found))
+        windows.setdefault((end - begin, done - begin), []).append(begin)
+        done, begin = end, begin + stride
+    for (length, known), begins in windows.items():
+        for some in (begins[at : at + rows] for at in range(0, len(begins), rows)):
+            both = torch.stack([ids[begin : begin + length + 1] for begin in some]).to(device)
+            own = None if eos is None else documents(both[:, :-1], eos)
+            logits = model.logits(model(both[:, :-1], documents=own)[:, known:])
+            losses = F.cross_entropy(logits.flatten(0, 1), both[:, known + 1 :].flatten(), reduction="none")
+            for begin, nats in zip(some, losses.view(len(some), -1).double().cpu().numpy(), strict=True):
+                found[begin + known : begin + length] = nats
     model.train(training)
-    return Score("model", total / (len(ids) - 1), len(ids) - 1).over(held_out_bytes(held_out))
+    return found
 
 
 def held_out_bytes(held_out: TokenFile) -> float | None:

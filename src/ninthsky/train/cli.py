@@ -8,15 +8,28 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from ninthsky.errors import FAILED, OK, UserError
+from ninthsky.errors import FAILED, OK
 
 app = App(name="train", help="Tokens to a checkpoint, over many cards.")
+app.command("ninthsky.train.control.cli:set_", name="set", help="Change lr, clip ... of a live run from its next step on.")
+app.command("ninthsky.train.control.cli:pause", help="Hold a live run between two steps.")
+app.command("ninthsky.train.vet.cli:vet", name="vet", help="What a young chip is asked before it is trusted with a training run.")
+app.command("ninthsky.train.control.cli:resume", help="Let a paused run go on.")
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 
 
 @app.command(name="eval")
-def evaluate(export: Path, *, tokens: Path, sequence: int = 128, limit: int | None = None, json_: Json = False) -> int:
-    """Held-out loss of an export folder, beside counts of single tokens and of pairs fitted on the training tokens.
+def evaluate(
+    export: Path,
+    *,
+    tokens: Path,
+    sequence: int = 128,
+    stride: int | None = None,
+    limit: int | None = None,
+    document_mask: bool = False,
+    json_: Json = False,
+) -> int:
+    """Bits per byte of held-out text, by language and source, beside what counting finds in the same training tokens.
 
     Parameters
     ----------
@@ -25,32 +38,51 @@ def evaluate(export: Path, *, tokens: Path, sequence: int = 128, limit: int | No
     tokens
         Folder with `index.json`, as stage data.tokens writes it.
     sequence
-        Tokens of context per window; windows do not overlap.
+        Tokens of context per window.
+    stride
+        Tokens from one window's begin to the next; as long as a window by default, so that none overlap.
     limit
         Held-out tokens to score at most; all by default.
+    document_mask
+        Documents of one window do not see each other, as for a model that was trained so.
     """
     import torch
 
     from ninthsky.model.files import load
-    from ninthsky.train.baseline import count_scores, model_score
-    from ninthsky.train.cursor import TokenFile
+    from ninthsky.train.evaluate import evaluate as scored
 
     torch.set_num_threads(1)
-    train, held_out = (TokenFile.open(tokens, split) for split in ("train", "held_out"))
-    model = load(export)
-    if model.shape.vocab != held_out.vocab:
-        what = f"the model knows {model.shape.vocab} tokens, the folder was written with {held_out.vocab}"
-        raise UserError("N9-TRN-001", what, str(tokens), "name the tokens that the model was trained on")
-    scores = [model_score(model, held_out, sequence, limit=limit), *reversed(count_scores(train, held_out))]
-    rows = [
-        {"name": s.name, "nats_per_token": s.nats_per_token, "bits_per_byte": s.bits_per_byte, "tokens": s.tokens}
-        for s in scores
-    ]
-    lines = [f"{'':10s}{'nats/token':>12s}{'bits/byte':>12s}{'tokens':>12s}"]
-    for score in scores:
-        bits = "unknown" if score.bits_per_byte is None else f"{score.bits_per_byte:.4f}"
-        lines.append(f"{score.name:10s}{score.nats_per_token:12.4f}{bits:>12s}{score.tokens:12,d}")
-    return _tell({"scores": rows}, lines, json_)
+    found = scored(load(export), tokens, sequence, stride, limit, document_mask=document_mask)
+    return _tell(found.record(), found.lines(), json_)
+
+
+@app.command
+def score(file: Path, *, export: Path, longest: int | None = None, json_: Json = False) -> int:
+    """Multiple choice as the lm-evaluation-harness scores it: shares that are right, with 95 % intervals.
+
+    Parameters
+    ----------
+    file
+        One JSON object a line: context, choices, answer (from 0); optional: delimiter, group.
+    export
+        Folder in Hugging Face Glm4Moe layout with tokenizer.json.
+    longest
+        Tokens that the model looks at, at most; the last ones of a longer text.
+    """
+    import torch
+
+    from ninthsky.model.files import load
+    from ninthsky.train import choice
+
+    torch.set_num_threads(1)
+    questions = choice.read_questions(file)
+    marks = choice.marks(choice.answer(load(export), choice.open_tokenizer(export), questions, longest))
+    lines = [f"{'':16s}{'measure':22s}{'right':>8s}{'95 % interval':>18s}{'questions':>12s}"]
+    for mark in marks:
+        low, high = mark.interval
+        share = mark.right / mark.total
+        lines.append(f"{mark.group:16s}{mark.measure:22s}{share:8.4f}{low:10.4f} - {high:.4f}{mark.total:11,d}")
+    return _tell({"marks": [mark.record() for mark in marks]}, lines, json_)
 
 
 @app.command

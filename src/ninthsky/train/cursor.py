@@ -54,6 +54,12 @@ class TokenFile:
             )
         return cls(tokens, index["vocab"], index["eos"], entry, index.get("bytes_per_token"))
 
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """{source, language, start, tokens, documents, bytes} of each stretch of one source and language, where told."""
+        found: list[dict[str, Any]] = self.split.get("parts", [])
+        return found
+
 
 @dataclass(frozen=True)
 class Cursor:
@@ -95,13 +101,26 @@ class Cursor:
 
     def samples(self, step: int, rank: int = 0, ranks: int = 1) -> NDArray[np.uint64]:
         """Global indices that `rank` reads in `step`: a contiguous share of the global batch, even but for one."""
-        first, last = (self.batch * r // ranks for r in (rank, rank + 1))
-        return np.arange(step * self.batch + first, step * self.batch + last, dtype=np.uint64)
+        return share_of_batch(self.batch, step, rank, ranks)
+
+    def windows_of(self, samples: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Global samples -> their tokens, [samples, sequence + 1]."""
+        starts = self.starts(samples)
+        return self.tokens[starts[:, None] + np.arange(self.sequence + 1)].astype(np.int64)
+
+    def passes(self, steps: int) -> dict[str, float]:
+        """How often the tokens have been gone through after so many steps."""
+        return {"all": steps * self.batch / self.windows}
 
     def read(self, step: int, rank: int = 0, ranks: int = 1) -> torch.Tensor:
         """LongTensor [this rank's share of the batch, sequence + 1]."""
-        starts = self.starts(self.samples(step, rank, ranks))
-        return torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.sequence + 1)].astype(np.int64))
+        return torch.from_numpy(self.windows_of(self.samples(step, rank, ranks)))
+
+
+def share_of_batch(batch: int, step: int, rank: int, ranks: int) -> NDArray[np.uint64]:
+    """Global indices of the samples of `step` that `rank` reads: the ranks' shares lie one after another."""
+    first, last = (batch * r // ranks for r in (rank, rank + 1))
+    return np.arange(step * batch + first, step * batch + last, dtype=np.uint64)
 
 
 def _key(seed: int, epoch: int, part: int) -> int:

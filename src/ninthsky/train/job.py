@@ -9,6 +9,8 @@ import msgspec
 
 from ninthsky.model.shape import Shape
 from ninthsky.run.folder import write_json
+from ninthsky.train.control.limits import Limits
+from ninthsky.train.control.program import Program
 from ninthsky.train.inject import Fault
 from ninthsky.train.mesh import Mesh
 from ninthsky.train.recipe import Recipe
@@ -30,9 +32,16 @@ class TrainJob(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     seed: int
     checkpoint_every: int
+    replicate_every: int = 1
+    mixture: dict[str, float] = {}  # language or source -> weight; empty: all tokens as they come
+    document_mask: bool = False
     precisions: list[str] = []  # those whose speed is to be measured
     export: bool = True
     faults: list[Fault] = []
+    control: Limits = Limits(mode="off")
+    program: Program | None = None  # a finished run's, which a twin follows
+    validate_every: int = 0
+    validation: float = 0.02  # share of the training tokens, kept apart where validate_every is set
     events: str = ""  # the run's events.jsonl; needed where there are faults
 
     def save(self, path: Path) -> Path:

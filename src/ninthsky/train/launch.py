@@ -21,10 +21,13 @@ from ninthsky.model.shape import Shape
 from ninthsky.run import StageContext
 from ninthsky.run.folder import read_json, read_lines
 from ninthsky.run.progress import Progress
+from ninthsky.train.control.limits import Limits
 from ninthsky.train.inject import Fault, struck
 from ninthsky.train.job import TrainJob
 from ninthsky.train.mesh import Mesh
+from ninthsky.train.mixture import choose
 from ninthsky.train.recipe import Precision, Recipe
+from ninthsky.train.schedule import Schedule
 from ninthsky.train.speed import GAIN, measure
 
 # Of a budget, the share that goes into steps. The rest is for starting processes, faults, checkpoints and the export.
@@ -36,30 +39,44 @@ OTHER_JOB_SECONDS = 20.0  # for the processes of a killed run to end before this
 def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
     """The job that the run's settings describe, without faults; of one step while `fixed` (steps, precision) is not known.
 
-    Raises UserError N9-CFG-013 for a mesh that does not fit the ranks.
+    Raises UserError N9-CFG-013 for a mesh that does not fit the ranks, N9-TRN-006 for a mixture that cannot be.
     """
     settings, train = ctx.settings, ctx.settings.train
     folder = ctx.inputs["data.tokens"] / "tokens"
     index = read_json(folder / "index.json") or {}
     mesh = Mesh.of(settings.mesh if settings.mesh is not None else read_json(ctx.inputs["layout"] / "mesh.json"))
     shape = Shape.of(settings.model, int(index.get("vocab", 0)))
-    mesh.check(shape.experts, settings.layout.hosts * settings.layout.ranks_per_host)
+    mesh.check(settings.layout.hosts * settings.layout.ranks_per_host, shape, train.sequence)
+    choose(index.get("splits", {}).get("train", {}).get("parts", []), train.mixture)
     precision: Precision = fixed["precision"] if fixed else "fp32"
     assert train.sequence is not None and train.batch is not None and train.lr is not None, "size fills them in"
-    if train.batch < mesh.data_ranks:
+    least = mesh.data_ranks * train.micro_batches
+    if train.batch < least:
         raise UserError(
             "N9-CFG-013",
-            f"batch = {train.batch} sequences for {mesh.data_ranks} data-parallel ranks",
+            f"batch = {train.batch} sequences for {mesh.data_ranks} data-parallel ranks x {train.micro_batches} micro-batches",
             "[train] batch",
-            f"batch must be {mesh.data_ranks} at least",
+            f"batch must be {least} at least",
+        )
+    Schedule.of(mesh.schedule, mesh.pp, mesh.parts, train.micro_batches)  # raises where there is none
+    if train.validate_every and mesh.pp > 1:
+        raise UserError(
+            "N9-CFG-013", f"validate_every with pp = {mesh.pp}", "[train] validate_every", "leave it out, or take pp = 1"
         )
     recipe = Recipe(
         lr=train.lr,
         weight_decay=train.weight_decay,
         warmup=train.warmup,
+        schedule=train.schedule,
+        decay=train.decay,
+        final=train.final,
         clip=train.clip,
+        z_loss=train.z_loss,
+        recompute=train.recompute,
+        compile=train.compile,
         optimizer=train.optimizer,
         precision=precision,
+        micro_batches=train.micro_batches,
     )
     return TrainJob(
         shape=shape,
@@ -71,7 +88,13 @@ def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
         sequence=train.sequence,
         batch=train.batch,
         seed=settings.seed,
+        mixture=dict(train.mixture),
+        document_mask=train.document_mask,
         checkpoint_every=train.checkpoint_every,
+        control=Limits.of(train.control),
+        validate_every=train.validate_every or 0,
+        validation=train.validation,
+        replicate_every=train.replicate_every,
         events=str(ctx.folder.events_path.resolve()),
     )
 
@@ -138,7 +161,7 @@ def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobRes
         injected=[
             Injected(fault.kind, fault.rank, fault.step, fault.attempt)  # type: ignore[arg-type]
             for fault in job.faults
-            if fault.number not in before
+            if fault.number not in before and fault.kind != "rate"  # no card's fault: the guard hears nothing of it
         ],
         events=job.events,
     )

@@ -12,9 +12,18 @@ from ninthsky.errors import UserError
 from ninthsky.evidence import Evidence
 from ninthsky.run import StageContext
 from ninthsky.train.account import Account, accounts, read_history
+from ninthsky.train.checkpoint.records import records as records_of_checkpoints
+from ninthsky.train.control.helm import read_program
+from ninthsky.train.control.records import records
+from ninthsky.train.cursor import TokenFile
+from ninthsky.train.device import device
+from ninthsky.train.evaluate import SEEN, Evaluation
+from ninthsky.train.inject import struck
 from ninthsky.train.launch import decide_length, guarded, place_faults, plan_job
+from ninthsky.train.mixture import open_reader
+from ninthsky.train.peak import efficiency
 
-COLOURS = {"kill": "#c0392b", "freeze": "#2471a3", "nan": "#8e44ad", "slow": "#b9770e"}
+COLOURS = {"kill": "#c0392b", "freeze": "#2471a3", "nan": "#8e44ad", "slow": "#b9770e", "bad_card": "#6c3483"}
 # On another 2-core machine, 4 gloo ranks, a checkpoint every 50 steps: with torchrun's own rendezvous the job never came back,
 # with a prefix per restart after 10.8 to 16 s.
 # torchrun 2.13 with gloo on the same four ranks, timed beside ours by benchmarks/guard.py, not in this run.
@@ -52,25 +61,28 @@ def run(ctx: StageContext) -> None:
     for account in ledger:
         ctx.adopt(f"faults/{account.id}.json", volatile=True)
         ctx.evidence(msgspec.convert(account.record["evidence"], Evidence))
-    scores = _scores(ctx, Path(job.tokens), job.sequence)
-    _tell(ctx, history, ledger, scores, result.usage)
+    _control(ctx)
+    _checkpoints(ctx)
+    found = _evaluation(ctx, Path(job.tokens), job.sequence)
+    reader = open_reader(TokenFile.open(Path(job.tokens), "train"), job.sequence, job.batch, job.seed, job.mixture)
+    ctx.summary(passes_over_the_tokens=reader.passes(job.steps))
+    _tell(ctx, history, ledger, found, result.usage)
+    ctx.summary(**efficiency(job, history, device()))
 
 
-def _scores(ctx: StageContext, tokens: Path, sequence: int) -> dict[str, float]:
-    """Held-out loss in nats per token: model, bigram, unigram."""
+def _evaluation(ctx: StageContext, tokens: Path, sequence: int) -> Evaluation:
+    """Held-out text by language and source: model, Kneser-Ney, bigram, unigram."""
     from ninthsky.model.files import load
-    from ninthsky.train.baseline import count_scores, model_score
-    from ninthsky.train.cursor import TokenFile
+    from ninthsky.train.evaluate import evaluate
 
-    ctx.say("scoring held-out text")
-    train, held_out = (TokenFile.open(tokens, split) for split in ("train", "held_out"))
-    scores = (model_score(load(ctx.out / "export"), held_out, sequence), *count_scores(train, held_out))
-    return {score.name: score.nats_per_token for score in scores}
+    mask = ctx.settings.train.document_mask
+    return evaluate(load(ctx.out / "export"), tokens, sequence, say=ctx.say, document_mask=mask)
 
 
 def _tell(
-    ctx: StageContext, history: list[dict[str, Any]], ledger: list[Account], scores: dict[str, float], usage: dict[str, Any]
+    ctx: StageContext, history: list[dict[str, Any]], ledger: list[Account], found: Evaluation, usage: dict[str, Any]
 ) -> None:
+    scores = {scorer: found.all.nats_per_token(scorer) for scorer in found.scorers}
     done = [line for line in history if "loss" in line]
     seconds = sorted(line["seconds"] for line in done)
     ctx.summary(
@@ -80,6 +92,7 @@ def _tell(
         held_out_loss=scores["model"],
         bigram_loss=scores["bigram"],
         unigram_loss=scores["unigram"],
+        bits_per_byte={row.name: row.bits_per_byte("model") for row in found.rows},
         median_step_seconds=seconds[len(seconds) // 2] if seconds else None,
         faults=len(ledger),
         steps_redone=sum(account.record["steps_redone"] for account in ledger),
@@ -88,10 +101,14 @@ def _tell(
     )
     ctx.table(
         "train-losses",
-        "Held-out text, nats per token",
-        ("", "loss"),
-        [(name, round(value, 4)) for name, value in scores.items()],
-        "Unigram and bigram are counts on the same training tokens; every held-out token but the first is scored.",
+        "Held-out text, bits per byte",
+        ("", *(row.name for row in found.rows), "nats per token"),
+        [
+            [scorer, *(_bits(row.bits_per_byte(scorer)) for row in found.rows), round(scores[scorer], 4)]
+            for scorer in found.scorers
+        ],
+        "The rivals are counts on the same training tokens (Kneser-Ney: modified, interpolated); every held-out token but the "
+        f"first is scored. {found.all.seen:.0%} of the tokens stand within {SEEN} in a row that the training text has as well.",
     )
     _plot(ctx, done, ledger)
     _table(ctx, ledger)
@@ -104,10 +121,14 @@ def _tell(
         f"The time from a fault to the next step was taken with {len(usage) - 1} hosts and a handful of ranks. A regroup of "
         "thousands of ranks was not run: one store and a full mesh of sockets would not do for it."
     )
-    if scores["model"] >= scores["bigram"]:
-        ctx.limit(
-            f"At this size and length the model ({scores['model']:.2f} nats) does not beat the bigram ({scores['bigram']:.2f})."
-        )
+    ahead = [scorer for scorer in found.scorers if scores[scorer] < scores["model"]]
+    if ahead:
+        rivals = ", ".join(f"{scorer} {scores[scorer]:.2f}" for scorer in ahead)
+        ctx.limit(f"At this size and length counting beats the model ({scores['model']:.2f} nats per token): {rivals}.")
+
+
+def _bits(value: float | None) -> float | str:
+    return "unknown" if value is None else round(value, 4)
 
 
 def _guard_share(usage: dict[str, Any]) -> float | None:
@@ -208,6 +229,37 @@ def _table(ctx: StageContext, ledger: list[Account]) -> None:
         rows,
         "Seconds from the injection. A slow rank trains on until it is replaced: its last time is the replacement's.",
     )
+
+
+def _checkpoints(ctx: StageContext) -> None:
+    """Those that were not kept, or not loaded when the run was taken up again."""
+    told = records_of_checkpoints(ctx.out / "checkpoint")
+    for record in told:
+        ctx.evidence(record)
+        ctx.limit(f"The {record.subject} was {record.verdict} ({record.facts[0].value}): n9 why {record.id}")
+
+
+def _control(ctx: StageContext) -> None:
+    """What rules and orders did to the run."""
+    decided, program = records(ctx.out, struck(ctx.out)), read_program(ctx.out)
+    for record in decided:
+        ctx.evidence(record)
+    ctx.summary(rules_fired=len(decided), steps_skipped=len(program.skipped), roll_backs=len(program.undone))
+    if decided:
+        ctx.table(
+            "train-control",
+            "What the rules decided",
+            ("id", "of", "what", "evidence", "ruled out", "done"),
+            [(r.id, r.subject, r.verdict, "; ".join(map(str, r.facts)), "; ".join(r.ruled_out), r.remedy) for r in decided],
+            "Every rank decided alike, and the twin follows what was decided.",
+        )
+    if program.changes:
+        ctx.table(
+            "train-changes",
+            "Settings changed on the way",
+            ("from step", "setting", "value", "by"),
+            [(change.step, change.name, change.value, change.by) for change in program.changes],
+        )
 
 
 class _Fact(msgspec.Struct):

@@ -14,7 +14,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW (or plain SGD, which hides no fault of a gradient's scale) with a schedule and clipping.
+    """AdamW, Muon, or plain SGD (which hides no fault of a gradient's scale), with a schedule and clipping.
 
     `warmup` and `decay` are shares of all steps. `wsd` holds the rate and lets it fall to `final` x lr over the last `decay`;
     `cosine` falls from the end of the warm-up. `balance` is how far a router's bias moves per step (DeepSeek-V3: 0.001).
@@ -30,9 +30,14 @@ class Recipe:
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    momentum: float = 0.95  # Muon's
     balance: float = 1e-3
     precision: Precision = "fp32"
+    micro_batches: int = 1  # parts in which a rank's batch goes through; also the pipeline's
+    z_loss: float = 0.0  # on the output's log Z (PaLM: 1e-4); not part of the loss that is told
+    recompute: Literal["none", "layer"] = "none"  # what the backward does again instead of keeping it
+    compile: bool = False  # elementwise steps by torch.compile (model/formulas.py); needs a C++ compiler
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of `step` (from 0) in a run of `steps`."""

@@ -45,6 +45,13 @@ def _nothing(group: MirrorGroup, *_: Any) -> dist.Work:
     return _Done()
 
 
+def _receive(group: MirrorGroup, tensors: Sequence[Tensor], *_: Any) -> dist.Work:
+    """What a neighbouring stage would send: nothing that moves a weight."""
+    for tensor in tensors:
+        tensor.zero_()
+    return _Done()
+
+
 def _all_gather(group: MirrorGroup, output: Tensor, input: Tensor, *_: Any) -> dist.Work:
     output.view(group.peers, -1).copy_(input.view(1, -1).expand(group.peers, -1))
     return _Done()
@@ -70,7 +77,8 @@ def _all_to_all(
 # Under the names of torch 2.11 and of 2.13.
 for _names, _method in (
     (("allreduce",), _all_reduce),
-    (("broadcast", "barrier"), _nothing),
+    (("broadcast", "barrier", "send"), _nothing),
+    (("recv",), _receive),
     (("_allgather_base", "all_gather_single"), _all_gather),
     (("_reduce_scatter_base", "reduce_scatter_single"), _reduce_scatter),
     (("alltoall_base", "all_to_all_single"), _all_to_all),

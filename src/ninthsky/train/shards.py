@@ -107,5 +107,5 @@ def remove_before(folder: Path, rank: int, step: int) -> None:
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
-    flat = tensor.detach().contiguous().view(-1)
+    flat = tensor.detach().cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""

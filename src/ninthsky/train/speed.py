@@ -44,33 +44,35 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     import torch.distributed as dist
     from torch._C._distributed_c10d import FileStore
 
-    from ninthsky.guard.probe.group import BACKEND, Probe, gloo, register
+    from ninthsky.guard.probe.group import BACKEND, Probe, register
     from ninthsky.guard.probe.record import RecordWriter
     from ninthsky.model.decoder import Decoder
     from ninthsky.train import shards
-    from ninthsky.train.cursor import Cursor, TokenFile
-    from ninthsky.train.device import device
+    from ninthsky.train.cursor import TokenFile
+    from ninthsky.train.device import carrier, device
     from ninthsky.train.job import load_job
-    from ninthsky.train.loss import next_token_loss
+    from ninthsky.train.loss import document_loss, next_token_loss
+    from ninthsky.train.mixture import open_reader
     from ninthsky.train.trainer import Gate, Trainer
 
     torch.set_num_threads(1)
     gc.enable()
     job, where = load_job(path), device()
     ranks = job.mesh.ranks
-    register(Probe(RecordWriter(folder / f"record-{rank}"), gloo("127.0.0.1")), where.type)
+    register(Probe(RecordWriter(folder / f"record-{rank}"), carrier(where, "127.0.0.1")), where.type)
     dist.init_process_group(
         BACKEND, store=FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks, timeout=timedelta(seconds=300)
     )
-    cursor = Cursor(TokenFile.open(Path(job.tokens), "train").tokens, job.sequence, job.batch, job.seed)
+    cursor = open_reader(TokenFile.open(Path(job.tokens), "train"), job.sequence, job.batch, job.seed, job.mixture)
     found: dict[str, dict[str, float]] = {"seconds": {}, "cpu_seconds": {}}
     for precision in job.precisions:
         recipe = replace(job.recipe, precision=precision)  # type: ignore[arg-type]
-        trainer = Trainer(Decoder(job.shape, seed=job.seed), next_token_loss, recipe, WARM_STEPS + TIMED_STEPS, job.mesh, where)
+        loss = document_loss if job.document_mask else next_token_loss
+        trainer = Trainer(Decoder(job.shape, seed=job.seed), loss, recipe, WARM_STEPS + TIMED_STEPS, job.mesh, where)
         walls, cpus = [], []
         for step in range(WARM_STEPS + TIMED_STEPS):
             wall, cpu = time.perf_counter(), time.process_time()
-            trainer.local_gradients(cursor.read(step, rank, job.mesh.data_ranks))
+            trainer.local_gradients(cursor.read(step, job.mesh.data_rank(rank), job.mesh.data_ranks))
             trainer.apply(Gate.total(trainer.gather(trainer.gate_values())))
             shards.write(folder, rank, step, trainer.state_shard(), {})
             walls.append(time.perf_counter() - wall)

@@ -1,4 +1,5 @@
-"""Gradients that are not finite, found by the vote before they reach anybody else: which rank, and is it data or card?"""
+"""Gradients that are not finite, or far from their peers', found by the vote before they reach anybody else: which rank, and
+is it data or card?"""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Literal
 from ninthsky.evidence import Fact
 from ninthsky.guard.judges.verdict import Verdict
 
+What = Literal["nonfinite", "outlier"]
 Finding = Literal["once", "again", "card", "data", "gone", "everywhere"]
 
 
@@ -16,31 +18,36 @@ class Vote:
     """One attempt of a step. `rotated`: the data was moved on by one rank, so that another card got each rank's samples."""
 
     attempt: int
-    ranks: tuple[int, ...]  # whose gradients were not finite
+    ranks: tuple[int, ...]  # whose gradients were bad
     rotated: bool = False
+    figures: tuple[str, ...] = ()
 
 
-def judge_nonfinite(step: int, votes: list[Vote], world: int) -> tuple[Finding, Verdict]:
+BAD: dict[What, str] = {"nonfinite": "not finite", "outlier": "far from its peers'"}
+FINE: dict[What, str] = {"nonfinite": "finite", "outlier": "ordinary"}
+
+
+def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonfinite") -> tuple[Finding, Verdict]:
     """What the attempts of one step say so far, oldest first.
 
     once, again: to be tried again. card, data: the rotation told them apart. gone: it did not come back when rotated.
     everywhere: most ranks at once, or only the sum, which is neither a card nor one rank's samples.
     """
-    first, last = votes[0], votes[-1]
+    first, last, bad = votes[0], votes[-1], BAD[what]
     facts = tuple(
         Fact(
-            "ranks whose gradients are not finite",
+            f"ranks whose gradient is {bad}",
             ", ".join(map(str, vote.ranks)) or "none",
             source=f"vote of step {step}, attempt {vote.attempt}{', data moved on by one rank' if vote.rotated else ''}",
         )
         for vote in votes
-    )
+    ) + tuple(Fact("gate", figure, source=f"attempt {vote.attempt}") for vote in votes for figure in vote.figures)
     before = "the reduce: the vote is taken on each rank's own gradients, before they are added up"
     if len(first.ranks) > max(1, world // 2) and len(last.ranks) > max(1, world // 2):
         return "everywhere", Verdict(
-            "nonfinite",
+            what,
             (),
-            f"gradients not finite on {len(last.ranks)} of {world} ranks: the model diverged",
+            f"gradients {bad} on {len(last.ranks)} of {world} ranks: the model diverged",
             facts,
             (before, "one card: most ranks are concerned"),
             0.8,
@@ -52,13 +59,13 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int) -> tuple[Finding, 
         )
     if not last.rotated:
         finding: Finding = "once" if len(votes) == 1 else "again"
-        text = "gradient not finite" + (", again after the step was redone" if len(votes) > 1 else "")
-        return finding, Verdict("nonfinite", first.ranks, text, facts, (before,), 1.0)
+        text = f"gradient {bad}" + (", again after the step was redone" if len(votes) > 1 else "")
+        return finding, Verdict(what, first.ranks, text, facts, (before,), 1.0)
     if last.ranks and set(last.ranks) == set(first.ranks):
         return "card", Verdict(
-            "nonfinite",
+            what,
             first.ranks,
-            "gradient not finite with other data too: the card",
+            f"gradient {bad} with other data too: the card",
             facts,
             (before, "the data: other samples gave the same on this rank"),
             0.95,
@@ -66,13 +73,13 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int) -> tuple[Finding, 
     moved = {(rank + shift) % world for rank in first.ranks for shift in (1, world - 1)}
     if last.ranks and set(last.ranks) <= moved:
         return "data", Verdict(
-            "nonfinite",
+            what,
             (),
-            "gradient not finite wherever these samples go: the data",
+            f"gradient {bad} wherever these samples go: the data",
             facts,
-            (before, f"the card of rank {first.ranks[0]}: it is finite with other samples"),
+            (before, f"the card of rank {first.ranks[0]}: it is {FINE[what]} with other samples"),
             0.95,
         )
     return "gone", Verdict(
-        "nonfinite", first.ranks, "gradient not finite, not seen again when the data was moved", facts, (before,), 0.5
+        what, first.ranks, f"gradient {bad}, not seen again when the data was moved", facts, (before,), 0.5
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ninthsky.evidence import Fact
 
-Cause = Literal["exit", "frozen", "stuck", "host", "nonfinite", "slow", "mismatch", "unknown"]
+Cause = Literal["exit", "frozen", "stuck", "host", "nonfinite", "outlier", "slow", "mismatch", "unknown"]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import xxhash
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from ninthsky.guard.probe.record import RecordWriter, group_id
 
@@ -90,7 +90,8 @@ class Probe:
         self.failure = ""  # of the first collective that raised since `let_go`
         self._wall = self._cpu = 0.0
         self._watching = False
-        self._outgoing: list[torch.Tensor] = []
+        self._moment = 0
+        self._outgoing: list[tuple[int, torch.Tensor]] = []
         self._operations: dict[object, int] = {}
 
     def times(self) -> Times:
@@ -100,20 +101,28 @@ class Probe:
     def watch(self) -> None:
         """From here to `first_bad`, what this rank sends to be reduced, or to other ranks' experts and stages, is checked."""
         self._watching = True
+        self._moment = 0
         self._outgoing.clear()
 
-    def first_bad(self) -> int | None:
-        """Ends the watch. The number of the first watched collective that this rank entered with a value not finite, or None.
+    def at(self, moment: int) -> None:
+        """The time, on a clock that all ranks share (a pipeline schedule's), of the work that this rank begins now."""
+        self._moment = moment
 
-        All ranks of a stage make the same calls in the same order, so of several bad ranks the one with the lowest number is
-        where the value came from: the others received it. The flags stay on the device until here, so nothing stalls.
+    def first_bad(self) -> int | None:
+        """Ends the watch. Where the first call stands that this rank entered with a value not finite, or None.
+
+        All ranks of a stage make the same calls in the same order, and what reaches another stage is worked on there at a
+        later moment. So of several bad ranks the one with the lowest number is where the value came from: the others received
+        it. The flags stay on the device until here, so nothing stalls.
         """
         self._watching = False
         if not self._outgoing:
             return None
-        flags = torch.stack(self._outgoing).tolist()
+        moments, values = zip(*self._outgoing, strict=True)
+        flags = torch.stack(values).tolist()
         self._outgoing.clear()
-        return next((number for number, flag in enumerate(flags) if not math.isfinite(flag)), None)
+        bad = (number for number, flag in enumerate(flags) if not math.isfinite(flag))
+        return next((moments[number] << 32 | number for number in bad), None)
 
     def let_go(self) -> None:
         """Drops the inner groups. Their sockets must have been shut down before: an inner group waits for its own threads."""
@@ -129,7 +138,7 @@ class Probe:
             if not tensor.is_floating_point() or not tensor.numel():
                 continue
             low, high = torch.aminmax(tensor.detach())
-            self._outgoing.append((low * 0 + high * 0).float())  # 0 or NaN
+            self._outgoing.append((self._moment, (low * 0 + high * 0).float()))  # 0 or NaN
 
     def operation(self, name: str, kind: _Kind, tensors: list[torch.Tensor]) -> int:
         """The hash by which ranks compare what they are doing: kind, type and, where it has to be equal, shape."""
@@ -296,6 +305,39 @@ def gloo(address: str) -> Inner:
         return group
 
     return make
+
+
+def carrier(address: str, device: str, backend: str) -> Inner:
+    """Makes groups in which gloo, on `address` only, carries what lies on the host, and `backend` what lies on `device`.
+
+    `backend` is one that torch was built with or that the device's own package has registered; RuntimeError for any other.
+    """
+    on_host = gloo(address)
+    if device == "cpu":
+        return on_host
+
+    def make(store: Store, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroup:
+        group = on_host(PrefixStore("host", store), rank, size, timeout)
+        part, kind = _device_part(backend, PrefixStore("device", store), rank, size, timeout)
+        group._register_backend(torch.device(device), kind, part)
+        return group
+
+    return make
+
+
+def _device_part(backend: str, store: Store, rank: int, size: int, timeout: timedelta) -> tuple[Any, Any]:
+    kinds, name = dist.ProcessGroup.BackendType, backend.upper()
+    plugin = dist.Backend._plugins.get(name)
+    if plugin is None:
+        built_in = getattr(dist, f"ProcessGroup{name}", None)
+        if built_in is None:
+            raise RuntimeError(f"torch knows no process-group back end {backend!r} here")
+        return built_in(store, rank, size), getattr(kinds, name)
+    if not plugin.extended_api:
+        return plugin.creator_fn(store, rank, size, timeout), kinds.CUSTOM
+    options = dist.distributed_c10d._DistributedBackendOptions()
+    options.store, options.group_rank, options.group_size, options.timeout = store, rank, size, timeout
+    return plugin.creator_fn(options, None), kinds.CUSTOM
 
 
 def register(probe: Probe, device: str) -> None:

@@ -81,19 +81,34 @@ class Line:
 
         Raises Interrupted when Abort or Stop comes first.
         """
+        found = self._find(kind, accept)
+        while found is None:
+            found = self._sort(self._inbox.get(), kind, accept)
+        return found
+
+    def take(self, kind: type[Wanted], accept: Callable[[Wanted], bool] = lambda _: True) -> Wanted | None:
+        """The same without waiting: None where no such message has come yet."""
+        found = self._find(kind, accept)
+        while found is None and not self._inbox.empty():
+            found = self._sort(self._inbox.get(), kind, accept)
+        return found
+
+    def _find(self, kind: type[Wanted], accept: Callable[[Wanted], bool]) -> Wanted | None:
         for index, message in enumerate(self._set_aside):
             if isinstance(message, kind) and accept(message):
                 del self._set_aside[index]
                 return message
-        while True:
-            message = self._inbox.get()
-            if isinstance(message, Abort) and message.generation < self.generation:
-                continue
-            if isinstance(message, kind) and accept(message):
-                return message
-            if isinstance(message, (Abort, Stop)):
-                raise Interrupted(message)
-            self._set_aside.append(message)
+        return None
+
+    def _sort(self, message: ToRank, kind: type[Wanted], accept: Callable[[Wanted], bool]) -> Wanted | None:
+        if isinstance(message, Abort) and message.generation < self.generation:
+            return None
+        if isinstance(message, kind) and accept(message):
+            return message
+        if isinstance(message, (Abort, Stop)):
+            raise Interrupted(message)
+        self._set_aside.append(message)
+        return None
 
     def begin(self, generation: int) -> None:
         """A new generation: answers that were meant for the old one are forgotten."""

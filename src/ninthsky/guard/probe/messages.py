@@ -56,13 +56,33 @@ class Shard(msgspec.Struct, frozen=True, tag=True):
     xxh3: str
 
 
+class Damaged(msgspec.Struct, frozen=True, tag=True):
+    """The file shard-R-S that this rank was to start from is not what was written, or does not fit. Another is wanted."""
+
+    generation: int
+    rank: int
+    step: int
+    reason: str
+
+
 class Bad(msgspec.Struct, frozen=True, tag=True):
-    """The vote before the optimizer step found gradients that are not finite, on these ranks. Answered by Decide."""
+    """The vote before the optimizer step found gradients that are not finite, or far from their peers', on these ranks.
+    Answered by Decide. `figures` are told with the verdict."""
 
     generation: int
     step: int
     attempt: int
     ranks: list[int]
+    what: Literal["nonfinite", "outlier"] = "nonfinite"
+    figures: list[str] = []
+
+
+class Halt(msgspec.Struct, frozen=True, tag=True):
+    """A rule of the training itself stopped it: the job ends, and no other card would mend it."""
+
+    generation: int
+    step: int
+    reason: str
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):
@@ -139,11 +159,11 @@ class ShardHeld(msgspec.Struct, frozen=True, tag=True):
 
 class Decide(msgspec.Struct, frozen=True, tag=True):
     """What all ranks do with a bad step: redo it as it was, redo it with the data moved on by one rank to find out
-    whether the fault follows data or card (never applied), or skip it."""
+    whether the fault follows data or card (never applied), skip it, or apply it (outliers, where the guard only advises)."""
 
     step: int
     attempt: int
-    action: Literal["redo", "rotate", "skip"]
+    action: Literal["redo", "rotate", "skip", "apply"]
 
 
 class Permit(msgspec.Struct, frozen=True, tag=True):
@@ -163,7 +183,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The job is over: exit."""
 
 
-ToAgent = Hello | Ready | StoreServing | Joined | Shard | Bad | Committed | Broken | MayCommit | Finished
+ToAgent = Hello | Ready | StoreServing | Joined | Shard | Damaged | Bad | Halt | Committed | Broken | MayCommit | Finished
 ToRank = Assign | Rendezvous | Abort | ShardHeld | Decide | Permit | Fenced | Stop
 
 _encoder = msgspec.msgpack.Encoder()

@@ -36,6 +36,7 @@ class Phase(IntEnum):
     UPDATE = 6
     VERDICT = 7  # asked the controller what to do with a bad step
     DONE = 8
+    PAUSED = 9  # a person paused the run: between steps, with a small collective now and then
 
 
 class GroupProgress(NamedTuple):

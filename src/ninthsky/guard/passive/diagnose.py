@@ -1,0 +1,270 @@
+"""What a job left behind -> which line was first, whose it is, what causes it, and which lines are only its echoes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ninthsky.errors import UserError
+from ninthsky.evidence import Evidence, Fact
+from ninthsky.guard.passive import exporters, traces
+from ninthsky.guard.passive.lines import Line, troubled
+from ninthsky.guard.playbook.book import UNKNOWN, Playbook
+from ninthsky.guard.playbook.learned import Memory, consult
+from ninthsky.guard.playbook.match import Finding, match
+
+KEPT = 60  # different lines that the causes are read from
+SKEW = 2.0  # seconds that the clocks of two hosts may differ by
+FIRST = 4.0  # how much more the first line and those within SKEW of it count: they are read alone, then with the rest
+SURE = 0.3  # a cause below this is called unknown
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The answer. `ranks` are those named, worst first; empty where the evidence names none."""
+
+    id: str
+    causes: list[Finding]
+    ranks: list[int]
+    host: str
+    first: Line | None
+    echoes: int
+    evidence: Evidence
+    unread: list[str] = field(default_factory=list)
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON: causes best first, `unknown` among them."""
+        return {
+            "id": self.id,
+            "causes": _tree(self.causes),
+            "ranks": self.ranks,
+            "host": self.host,
+            "first": None if self.first is None else {"line": self.first.text[:500], "place": self.first.place},
+            "echoes": self.echoes,
+            "evidence": json.loads(_encoded(self.evidence)),
+            "unread": self.unread,
+        }
+
+
+def _encoded(record: Evidence) -> bytes:
+    from ninthsky.evidence import encode
+
+    return encode(record)
+
+
+def _tree(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [{"cause": f.cause, "component": f.component, "score": round(f.score, 4)} for f in findings]
+
+
+# -- single incidents, one JSON line each -----------------------------------------------------------------------------
+
+
+def is_incidents(path: Path) -> bool:
+    """Whether a file holds JSON lines with an `excerpt` each."""
+    if path.suffix not in {".jsonl", ".json", ".ndjson"}:
+        return False
+    try:
+        with path.open("r", encoding="utf-8", errors="replace") as file:
+            first = next((line for line in file if line.strip()), "")
+        entry = json.loads(first)
+    except (OSError, ValueError):
+        return False
+    return isinstance(entry, dict) and "excerpt" in entry
+
+
+def incidents(path: Path, book: Playbook, memory: Memory | None = None) -> Iterator[dict[str, Any]]:
+    """{"id", "causes": [{"cause", "component", "score"}, ...]} for each line; {"id", "error"} where a line is none."""
+    with path.open("r", encoding="utf-8", errors="replace") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                entry = json.loads(raw)
+                excerpt = str(entry["excerpt"])
+            except (ValueError, KeyError, TypeError) as error:
+                yield {"id": f"line {number}", "error": f"no JSON object with an excerpt: {error}"}
+                continue
+            yield {"id": entry.get("id", f"line {number}"), "causes": _tree(consult(excerpt, book, memory))}
+
+
+# -- what a job left --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Gathered:
+    lines: list[Line] = field(default_factory=list)
+    repeats: Counter[str] = field(default_factory=Counter)
+    echoes: list[Line] = field(default_factory=list)
+    echo_count: int = 0
+    alarms: list[exporters.Alarm] = field(default_factory=list)
+    dumps: list[traces.Dump] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    files: int = 0
+
+
+def diagnose(paths: Iterable[Path], book: Playbook, name: str = "D-0001", memory: Memory | None = None) -> Diagnosis:
+    """Reads logs, flight-recorder dumps and exporters' scrapes below `paths`, as one job's. Raises UserError N9-GRD-021
+    where there is nothing to read."""
+    gathered = _gather(list(paths), book)
+    lines = _in_order(gathered.lines)
+    early = [line for line in lines if _near(lines[0], line)] if lines else []
+    suspected = traces.suspects(gathered.dumps)
+    causes = _causes(early, lines, gathered.alarms, book, memory)
+    first = _first(early, causes[0], book)
+    ranks = [suspect.rank for suspect in suspected] or ([first.rank] if first is not None and first.rank is not None else [])
+    host = (first.host if first is not None else "") or next((alarm.host for alarm in gathered.alarms), "")
+    record = _record(name, gathered, causes, ranks, host, first, suspected, book)
+    return Diagnosis(name, causes, ranks, host, first, gathered.echo_count, record, gathered.unread)
+
+
+def _gather(paths: list[Path], book: Playbook) -> _Gathered:
+    gathered, known = _Gathered(), {}
+    for path in _files(paths):
+        gathered.files += 1
+        try:
+            if traces.is_dump(path):
+                gathered.dumps.append(traces.read_dump(path))
+            elif exporters.is_scrape(path):
+                gathered.alarms += exporters.alarms(path)
+            else:
+                for line in troubled(path):
+                    template = line.template
+                    if template not in known:
+                        known[template] = "echo" if book.is_echo(line.text) else "said" if _said(line, book) else ""
+                    if known[template] == "echo":
+                        gathered.echo_count += 1
+                        gathered.echoes += [line] if len(gathered.echoes) < KEPT else []
+                    elif known[template]:
+                        gathered.repeats[template] += 1
+                        if gathered.repeats[template] == 1 or _before(line, gathered.lines, template):
+                            gathered.lines.append(line)
+        except (OSError, traces.DumpError) as error:
+            gathered.unread.append(f"{path}: {error}")
+    if not gathered.files:
+        raise UserError(
+            "N9-GRD-021", "no file to read", ", ".join(map(str, paths)), "n9 guard diagnose FOLDER: logs, dumps, scrapes"
+        )
+    return gathered
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        if not path.exists():
+            raise UserError("N9-GRD-021", f"no such file or folder: {path}", str(path), "n9 guard diagnose FOLDER")
+        yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _said(line: Line, book: Playbook) -> bool:
+    best = match(line.text, book)[0]
+    return best.cause != UNKNOWN and any(strength == "strong" for strength, _ in best.evidence)
+
+
+def _before(line: Line, lines: list[Line], template: str) -> bool:
+    """Whether another rank said the same earlier than it is known: then that is the one to keep."""
+    if line.time is None:
+        return False
+    same = [other for other in lines if other.template == template]
+    return all(other.time is not None and line.time < other.time for other in same)
+
+
+def _in_order(lines: list[Line]) -> list[Line]:
+    """By time where lines carry one, in the order of the files else; one line per template, its earliest."""
+    earliest: dict[str, Line] = {}
+    for line in sorted(lines, key=lambda line: (line.time is None, line.time or 0.0)):
+        earliest.setdefault(line.template, line)
+    return list(earliest.values())[:KEPT]
+
+
+def _near(first: Line, line: Line) -> bool:
+    if first.time is None or line.time is None:
+        return first.path == line.path
+    return line.time - first.time <= SKEW
+
+
+def _causes(
+    early: list[Line], lines: list[Line], alarms: list[exporters.Alarm], book: Playbook, memory: Memory | None
+) -> list[Finding]:
+    """What the first lines say counts more than what came after: the two readings are joined."""
+    spoken = [alarm.text for alarm in alarms]
+    if not early and not spoken:
+        # A device that stops inside a collective, or a program that never enters one, and no word of why.
+        return match("", book)
+    readings = [(FIRST, "\n".join([line.text for line in early] + spoken)), (1.0, "\n".join(line.text for line in lines))]
+    scores: Counter[str] = Counter()
+    best: dict[str, Finding] = {}
+    for weight, text in readings:
+        if not text:
+            continue
+        for finding in consult(text, book, memory):
+            scores[finding.cause] += weight * finding.score  # type: ignore[assignment]
+            best.setdefault(finding.cause, finding)
+    total = sum(scores.values())
+    joined = [Finding(cause, best[cause].component, score / total, best[cause].evidence) for cause, score in scores.items()]
+    return sorted(joined, key=lambda finding: (-finding.score, finding.cause))
+
+
+def _first(early: list[Line], cause: Finding, book: Playbook) -> Line | None:
+    """The earliest line that speaks for the cause that was found; else the earliest at all."""
+    known = book.causes.get(cause.cause)
+    for line in early:
+        if known is not None and any(pattern.says.search(line.text) for pattern in known.patterns):
+            return line
+    return early[0] if early else None
+
+
+def _record(
+    name: str,
+    gathered: _Gathered,
+    causes: list[Finding],
+    ranks: list[int],
+    host: str,
+    first: Line | None,
+    suspected: list[traces.Suspect],
+    book: Playbook,
+) -> Evidence:
+    best = causes[0] if causes[0].score >= SURE else next(f for f in causes if f.cause == UNKNOWN)
+    cause = book.causes.get(best.cause)
+    facts = []
+    if first is not None:
+        facts.append(Fact("first line of trouble", first.text.strip()[:300], source=first.place))
+    facts += [Fact(f"{strength} evidence for {best.cause}", words) for strength, words in best.evidence[:5]]
+    facts += [alarm.fact for alarm in gathered.alarms[:8]]
+    for suspect in suspected[:4]:
+        facts.append(Fact(f"rank {suspect.rank} is stuck in its", suspect.stuck, source="flight recorders"))
+        facts += suspect.facts
+    ruled_out = [f"{f.cause}: score {f.score:.2f}" for f in causes[1:4] if f.cause != UNKNOWN and f.score >= 0.02]
+    if gathered.echo_count:
+        at = gathered.echoes[0]
+        ruled_out.insert(
+            0, f"{gathered.echo_count} lines that only tell of a peer's end, such as {at.text.strip()[:120]!r} ({at.place})"
+        )
+    where: dict[str, str | int | float] = {"files": gathered.files}
+    if host:
+        where["host"] = host
+    if ranks:
+        where["rank"] = ranks[0]
+    subject = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else host or "the job"
+    if cause is not None:
+        verdict = f"{cause.title} ({best.cause}, look at: {best.component})"
+    elif suspected:
+        verdict = f"others waited for it: its {suspected[0].stuck} is stuck; no line tells why (unknown)"
+    else:
+        verdict = "unknown"
+    return Evidence(
+        id=name,
+        kind="fault",
+        subject=subject,
+        verdict=verdict,
+        facts=tuple(facts),
+        ruled_out=tuple(ruled_out),
+        remedy=cause.person
+        if cause is not None
+        else "Nothing here names a cause: keep the files, take stacks (py-spy) while it hangs.",
+        confidence=round(best.score, 3),
+        decided_by=f"playbook version {book.version}",
+        where=where,
+    )
