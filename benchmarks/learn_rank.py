@@ -27,9 +27,9 @@ from ninthsky.train.mesh import Mesh
 from ninthsky.train.mixture import open_reader
 
 # Chosen on the kept-back text with `--validate` at 100 to 130 CPU-seconds each; see docs/train.md.
-SHAPE = Shape(1024, 4, 128, 4, 2, 8, 2, 128, dense_layers=1, dense_dim=384)
+SHAPE = Shape(1024, 4, 192, 4, 2, 8, 2, 192, dense_layers=1, dense_dim=512)
 RECIPE = Recipe(lr=1e-2, weight_decay=0.3, warmup=0.03, decay=0.4, final=0.02, optimizer="muon", precision="bf16")
-SEQUENCE, BATCH, SEED = 256, 8, 7
+SEQUENCE, BATCH, SEED = 256, 16, 7
 CHECKS = 20  # in a run
 CHECKED = 16_384  # tokens of each language, at most
 AVERAGED = 1 / 40  # of the steps: how far back the mean of the weights reaches

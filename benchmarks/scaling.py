@@ -36,8 +36,8 @@ from ninthsky.train.mesh import Mesh
 CUT = Shape(512, 4, 192, 4, 2, 8, 2, 192, dense_layers=1, dense_dim=512)
 WORLDS = (1, 2, 4, 8)
 LENGTH = 256
-ROWS = {4: 8, 16: 5}  # sequences of a rank's batch -> timed steps
-WARM = 2
+ROWS = {4: 6, 16: 3}  # sequences of a rank's batch -> timed steps
+WARM = 1
 
 
 def _trainer(mesh: Mesh | None) -> Trainer:

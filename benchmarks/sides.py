@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,8 +117,9 @@ class Side:
     def __init__(self, name: str, kept: bool = False) -> None:
         command = [sys.executable, "-m", "benchmarks.sides", name]
         environment = {**os.environ, **(KEPT if kept else {})}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.name, self.process = name, subprocess.Popen(command, env=environment, **pipes)
+        self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
 
     def ask(self, what: str) -> float:
         """The answer to `step`, `matmul` or `memory`. Raises RuntimeError where the process has ended."""
@@ -127,13 +129,13 @@ class Side:
         for line in self.process.stdout:
             if line.startswith('{"answer"'):
                 return float(json.loads(line)["answer"])
-        assert self.process.stderr
-        raise RuntimeError(f"{self.name} ended: {self.process.stderr.read()[-2000:]}")
+        self.errors.seek(0)
+        raise RuntimeError(f"{self.name} ended: {self.errors.read()[-2000:]}")
 
     def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
+        """Ends the process: it reads no more lines."""
         self.process.communicate()
+        self.errors.close()
 
 
 def main() -> None:

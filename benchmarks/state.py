@@ -243,13 +243,16 @@ def cuts(folder: Path) -> tuple[Figures, Rows]:
         (fault,) = killed.faults
         seconds = fault.repaired()["seconds"]
         equal = len({said["digest"] for result in (twin, killed) for said in result.results.values()}) == 1
-        figures |= {
-            f"cut_{name}_equal": equal,
-            f"cut_{name}_repaired_s": seconds,
-            f"cut_{name}_lost": fault.committed_steps_lost,
-        }
-        rows.append((f"rank killed under {name}: weights against the twin's", "the same bits" if equal else "DIFFERENT",
-                     f"{fault.committed_steps_lost} committed steps lost, {fault.steps_redone} redone", f"{seconds:.2f} s"))  # fmt: skip
+        lost, redone = fault.committed_steps_lost, fault.steps_redone
+        figures |= {f"cut_{name}_equal": equal, f"cut_{name}_repaired_s": seconds, f"cut_{name}_lost": lost}
+        rows.append(
+            (
+                f"rank killed under {name}: weights against the twin's",
+                "the same bits" if equal else "DIFFERENT",
+                f"{lost} committed steps lost, {redone} redone",
+                f"{seconds:.2f} s",
+            )
+        )
     return figures, rows
 
 
@@ -352,7 +355,7 @@ def main() -> None:
         "cuts": lambda: cuts(folder),
         "groups": lambda: groups(folder, 8),
         "tiny": lambda: replicas(folder, "tiny", 60, arguments.rounds, None),
-        "small": lambda: replicas(folder, "small", 4, max(2, arguments.rounds // 2), None),
+        "small": lambda: replicas(folder, "small", 6, max(2, arguments.rounds // 2), 8),  # a step of about a second per rank
     }
     figures: Figures = {"load_before": os.getloadavg()[0]}
     rows: Rows = []

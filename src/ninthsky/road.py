@@ -173,7 +173,7 @@ def explain(code: str, *, json_: Json = False) -> int:
 
 
 def config(file: Path | None = None, *, schema: bool = False, set_: Set = (), json_: Json = False) -> int:
-    """Every value of FILE and where it comes from (file, size, default); or the JSON schema of run.toml."""
+    """Every value of FILE and where it comes from (file, size, preset, default); or the JSON schema of run.toml."""
     if schema or file is None:
         print(json.dumps(Settings.model_json_schema(), indent=1))
         return OK
@@ -181,7 +181,8 @@ def config(file: Path | None = None, *, schema: bool = False, set_: Set = (), js
     given = _flat(tomllib.loads(file.read_text("utf-8"))) | _flat(_nested(_overrides(set_)))
     defaults = _flat(Settings().model_dump(mode="json"))
     for key, value in _flat(settings.model_dump(mode="json")).items():
-        origin = "file" if key in given else "default" if defaults.get(key) == value else "size"
+        derived = "preset" if settings.model.preset and key.startswith("model.") else "size"
+        origin = "file" if key in given else "default" if defaults.get(key) == value else derived
         print(json.dumps({"key": key, "value": value, "origin": origin}) if json_ else f"{key:28s} {value!r:24}  {origin}")
     return OK
 

@@ -148,6 +148,25 @@ def test_shards_are_taken_from_the_current_generation_only(tmp_path: Path) -> No
     with_agent(tmp_path, work)
 
 
+def test_a_damaged_shard_is_dropped_and_told(tmp_path: Path) -> None:
+    async def work(agent: Agent, to_ranks: list[tuple[int, Any]], to_controller: list[Any]) -> None:
+        agent._do(form(agent, 1, [0, 1]))
+        await until(lambda: len(to_ranks) == 2)
+        process = agent.spawner.processes[0]
+        for step in (4, 5):
+            (process.folder / shard_name(0, step)).write_bytes(b"state")
+            agent._from_rank(process, m.Shard(1, 0, step, 5, xxhash.xxh3_64_hexdigest(b"state")))
+        agent._do(form(agent, 2, [0, 1], 5))
+        agent._from_rank(process, m.Damaged(2, 0, 5, "its checksum is wrong"))
+        told = to_controller[-1]
+        assert isinstance(told, p.PlaceFailed) and (told.generation, told.rank) == (2, 0)
+        assert [info.step for info in agent.store.inventory()] == [4]
+        agent._from_rank(process, m.Damaged(1, 0, 4, "said in an earlier generation"))
+        assert to_controller[-1] is told
+
+    with_agent(tmp_path, work)
+
+
 def test_a_host_that_was_replaced_fences_all_its_ranks_and_starts_nothing_more(tmp_path: Path) -> None:
     async def work(agent: Agent, to_ranks: list[tuple[int, Any]], _: list[Any]) -> None:
         agent._do(form(agent, 1, [0, 1]))

@@ -323,6 +323,31 @@ def test_a_bad_step_on_the_replaced_card_too_is_skipped(cluster: Cluster) -> Non
     assert answer is not None and answer.action == "skip", "the other card found the same"
 
 
+def test_an_outlier_is_applied_where_the_guard_only_advises(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, Watch(action="advise"))
+    cluster.begin()
+    cluster.step(0)
+    answers = []
+    for attempt in range(3):
+        before = len(cluster.sent)
+        for proc in cluster.state.roster.places:
+            cluster.say(proc.host, proc.slot, m.Bad(1, 2, attempt, [3], "outlier", ["own gradient = 20"]))
+        cluster.run(0.3)
+        sent = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlot)]
+        answers.append({message.action for message in sent if isinstance(message, m.Decide)})
+    assert answers == [{"redo"}, {"rotate"}, {"apply"}]
+    (fault,) = cluster.state.book.faults
+    assert (fault.cause, fault.rank, fault.state) == ("outlier", 3, "advised") and cluster.state.stage == "run"
+    assert "own gradient = 20" in str(fault.evidence.facts)
+
+
+def test_a_rule_of_the_training_ends_the_job(cluster: Cluster) -> None:
+    for proc in cluster.state.roster.places:
+        cluster.say(proc.host, proc.slot, m.Halt(1, 2, "step 2: the loss jumped, the card"))
+    cluster.run(0.2)
+    assert cluster.state.over and "job.failed" in cluster.kinds() and not cluster.state.book.faults
+
+
 def test_a_stale_generation_cannot_commit_a_checkpoint(cluster: Cluster) -> None:
     def permits() -> list[bool]:
         return [c.message.allowed for c in cluster.commands(p.ToSlot) if isinstance(c.message, m.Permit)]

@@ -306,6 +306,14 @@ def test_redo_then_rotation_tells_card_from_data() -> None:
     assert judge_nonfinite(9, [*again, Vote(2, (), rotated=True)], 4)[0] == "gone"
 
 
+def test_gradients_far_from_their_peers_are_told_apart_in_the_same_way() -> None:
+    votes = [Vote(0, (2,), figures=("own gradient = 20",)), Vote(1, (2,)), Vote(2, (2,), rotated=True)]
+    finding, verdict = judge_nonfinite(9, votes, 4, "outlier")
+    assert (finding, verdict.cause, verdict.ranks) == ("card", "outlier", (2,))
+    assert "far from its peers' with other data too: the card" in verdict.text
+    assert any(fact.value == "own gradient = 20" for fact in verdict.facts)
+
+
 def test_a_sum_that_overflows_blames_no_card() -> None:
     votes = [Vote(0, ()), Vote(1, ()), Vote(2, (), rotated=True)]
     for count in range(1, 4):

@@ -162,7 +162,11 @@ def test_taking_does_not_wait_keeps_other_messages_and_hears_an_abort(agent: Age
         pass
     assert permit.allowed and line.take(ShardHeld) == ShardHeld(0, 5)
     agent.say(Abort(2, "an older one"), Abort(3, "over"))
-    with pytest.raises(Interrupted):
+
+    def take_until_it_comes() -> None:
         while line.take(Permit) is None:
             pass
+
+    with pytest.raises(Interrupted):
+        take_until_it_comes()
     assert [abort.reason for abort in aborts][-1] == "over"

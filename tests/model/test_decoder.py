@@ -129,7 +129,7 @@ def test_left_padding_changes_nothing_for_the_row() -> None:
 
 
 def test_experts_multiplied_together_equal_experts_one_by_one() -> None:
-    layer = SparseFeedForward(SMALL)
+    layer: Any = SparseFeedForward(SMALL)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
     x = torch.randn(3, 10, SMALL.dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -220,7 +220,8 @@ def packed(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("length", [40, 300])  # torch's attention with a mask; our own by blocks
 def test_packed_documents_equal_documents_alone(length: int) -> None:
     tokens, numbers = packed(3, length)
-    model, alone = Decoder(SMALL), Decoder(SMALL)
+    model = Decoder(SMALL)
+    alone = Decoder(SMALL)
     hidden = model(tokens, documents=numbers)
     grad = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(5))
     hidden.backward(grad)
@@ -233,6 +234,7 @@ def test_packed_documents_equal_documents_alone(length: int) -> None:
             own.backward(grad[row : row + 1, at])
     for (name, one), other in zip(model.named_parameters(), alone.parameters(), strict=True):
         if one.grad is not None:
+            assert other.grad is not None
             assert float((one.grad - other.grad).norm()) <= 1e-5 * float(other.grad.norm()), name
 
 
@@ -252,8 +254,7 @@ def test_experts_of_two_sizes_equal_experts_one_by_one() -> None:
     shape = Shape(97, 1, 32, 4, 2, 8, 2, 24, dense_layers=0, expert_dims=(24, 24, 8, 8, 8, 8, 8, 8))
     model = Decoder(shape)
     assert shape.parameters() == sum(p.numel() for p in model.parameters())
-    layer = model.layers[0].mlp
-    assert isinstance(layer, SparseFeedForward)
+    layer: Any = model.layers[0].mlp
     x = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
     weights, chosen, _ = layer.router(x)
     wanted = layer.shared(x)
@@ -277,7 +278,7 @@ def test_a_token_meets_the_mean_of_unequal_experts() -> None:
 
 def test_biases_heads_wider_than_the_stream_and_partial_rotation_count_right() -> None:
     shape = Shape(97, 2, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=48, head_dim=16, attention_bias=True, rotary=0.5)
-    model = Decoder(shape)
+    model: Any = Decoder(shape)
     assert shape.parameters() == sum(p.numel() for p in model.parameters())
     biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     assert len(biases) == 6 and not any(p.any() for p in biases.values())

@@ -19,7 +19,7 @@ def test_gradient_is_that_of_the_penalised_loss_and_the_number_is_not(rows: int)
     targets = torch.randint(0, 50, (20,), generator=generator)
     targets[3] = -100
     inputs = [tensor.float().requires_grad_() for tensor in (hidden, weight)]
-    loss = output_loss(*inputs, targets, rows=rows, z_loss=0.3)
+    loss = output_loss(inputs[0], inputs[1], targets, rows=rows, z_loss=0.3)
     logits = hidden.requires_grad_() @ weight.requires_grad_().T
     plain = F.cross_entropy(logits, targets, reduction="sum")
     whole = plain + 0.3 * logits.logsumexp(-1).square()[targets != -100].sum()

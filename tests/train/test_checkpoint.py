@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from benchmarks.attack import attack
 from ninthsky.errors import UserError
@@ -178,6 +179,26 @@ def test_a_refusal_after_the_seal_keeps_the_older_one(tmp_path: Path) -> None:
         time.sleep(0.002)
     assert saved.problem == "this generation may no longer commit" and saver.finish() is None
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-1"]
+
+
+def test_a_question_without_an_answer_is_asked_again_at_the_end(tmp_path: Path) -> None:
+    saver = checkpoint.Saver(trained(1), tmp_path)
+    assert saver.begin() == ""
+    asked: list[int] = []
+    while not asked:
+        assert saver.advance(asked.append, lambda step: None) is None
+    saved = saver.finish(lambda: False)
+    assert saved is not None and saved.problem == "this generation may no longer commit"
+    assert not checkpoint.checkpoints(tmp_path)
+
+
+def test_ranks_that_do_not_fit_together_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise ValueError("two ranks hold the same part")
+
+    monkeypatch.setattr(DefaultSavePlanner, "create_global_plan", refuse)
+    assert "two ranks hold the same part" in checkpoint.save(trained(1), tmp_path).problem
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_step_saved_again_replaces_what_stood_there(tmp_path: Path) -> None:

@@ -17,7 +17,12 @@ from ninthsky.train.choice import Answered, Question, answer, encoded, marks, re
 from ninthsky.train.cli import app
 
 QUESTIONS = [
-    {"context": "The ferry crosses the", "choices": ["river", "long and winding mountain road", "sea"], "answer": 0, "group": "en"},
+    {
+        "context": "The ferry crosses the",
+        "choices": ["river", "long and winding mountain road", "sea"],
+        "answer": 0,
+        "group": "en",
+    },
     {"context": "Bees keep ", "choices": ["bees", "the garden"], "answer": 1, "group": "en"},
     {"context": "渡船", "choices": ["过河。", "在黎明和黄昏过河"], "answer": 1, "delimiter": "", "group": "zh"},
     {"context": "", "choices": ["a", "b", "c"], "answer": 2},

@@ -51,7 +51,7 @@ def test_one_file_names_vendors_and_their_back_ends() -> None:
 def test_host_tensors_go_over_gloo_and_device_tensors_over_the_devices_own_back_end() -> None:
     made: list[str] = []
 
-    def young(store: object, rank: int, size: int, timeout: timedelta) -> dist.Backend:
+    def young(store: object, rank: int, size: int, timeout: timedelta) -> dist.ProcessGroupGloo:
         made.append("young")
         return dist.ProcessGroupGloo(store, rank, size, timeout)  # type: ignore[arg-type]
 

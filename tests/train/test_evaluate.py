@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,11 @@ from ninthsky.train.ngram import KneserNey
 from tests.train.small import model, tokens
 
 TEXTS = {
-    ("book", "en"): ["The ferry crosses the river at dawn and at dusk.", "A ferry needs a river, and a river a ferry — naïvely."] * 8,
+    ("book", "en"): [
+        "The ferry crosses the river at dawn and at dusk.",
+        "A ferry needs a river, and a river a ferry — naïvely.",
+    ]
+    * 8,
     ("book", "zh"): ["渡船在黎明和黄昏过河。", "河上有船,船上有人。"] * 8,
     ("made", "en"): ["Bees keep the garden; the garden keeps bees."] * 6,
 }
@@ -31,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     splits = {}
     for split, share in (("train", slice(0, -2)), ("held_out", slice(-2, None))):
         ids: list[int] = []
-        parts = []
+        parts: list[dict[str, Any]] = []
         for (source, language), texts in TEXTS.items():
             own = [[*tokenizer.encode(text, add_special_tokens=False).ids, EOS] for text in texts[share]]
             size = sum(len(text.encode()) for text in texts[share])
@@ -69,11 +74,15 @@ def test_bits_are_divided_by_the_bytes_of_the_text_itself(folder: Path) -> None:
     for scorer, values in nats.items():
         own = values[zh["start"] - 1 : zh["start"] + zh["tokens"] - 1].sum()
         assert found.languages[1].bits_per_byte(scorer) == pytest.approx(own / math.log(2) / zh["bytes"])
-        assert sum(row.nats[scorer] for row in found.parts) == pytest.approx(values.sum()) == pytest.approx(found.all.nats[scorer])
+        assert (
+            sum(row.nats[scorer] for row in found.parts) == pytest.approx(values.sum()) == pytest.approx(found.all.nats[scorer])
+        )
         assert sum(row.nats[scorer] for row in found.languages) == pytest.approx(values.sum())
     assert found.scorers == ("model", KNESER_NEY, "bigram", "unigram")
     assert found.all.seen == 1.0  # the held-out texts are among the training texts here
-    assert json.loads(json.dumps(found.record()))["rows"][2]["bits_per_byte"]["model"] == found.languages[1].bits_per_byte("model")
+    assert json.loads(json.dumps(found.record()))["rows"][2]["bits_per_byte"]["model"] == found.languages[1].bits_per_byte(
+        "model"
+    )
     assert any(f"{found.languages[1].bits_per_byte('model'):.4f}" in line for line in found.lines())
 
 
@@ -97,7 +106,9 @@ def test_without_a_tokenizer_bytes_are_the_average(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     found = evaluate(small(), folder, sequence=16)
     index = json.loads((folder / "index.json").read_text())["splits"]["held_out"]
-    assert found.all.bytes == pytest.approx(found.all.tokens * index["bytes"] / index["tokens"]) and found.all.characters is None
+    assert (
+        found.all.bytes == pytest.approx(found.all.tokens * index["bytes"] / index["tokens"]) and found.all.characters is None
+    )
 
 
 @pytest.mark.parametrize(("sequence", "stride"), [(16, 16), (16, 8), (16, 5), (64, 1), (8, None)])

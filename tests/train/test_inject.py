@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ninthsky.run.folder import read_lines
 from ninthsky.train.inject import Fault, Injector, struck
@@ -70,3 +71,28 @@ def test_a_slow_process_works_the_factor_longer(tmp_path: Path) -> None:
     begin = time.thread_time()
     injector.drag(0.02)
     assert time.thread_time() - begin == pytest.approx(0.04, rel=0.3), "its own processor time, which no neighbour changes"
+
+
+def test_a_bad_card_computes_wrongly_until_its_process_is_replaced(tmp_path: Path) -> None:
+    injector = _injector(tmp_path, Fault(0, "bad_card", 1, 4, factor=8.0), rank=1)
+    for step, factor in ((3, 1.0), (4, 8.0), (5, 8.0)):
+        injector.turn_bad(step, 0)
+        assert injector.gradient_factor == factor
+    replaced = _injector(tmp_path, Fault(0, "bad_card", 1, 4, factor=8.0), rank=1)
+    replaced.turn_bad(4, 0)
+    assert replaced.gradient_factor == 1.0
+
+
+def test_bad_data_are_bad_whoever_reads_them_and_told_once(tmp_path: Path) -> None:
+    batch = torch.arange(6, 46).view(2, 20)
+    fault = Fault(2, "bad_data", 1, 7)
+    one, other = _injector(tmp_path, fault, rank=0), _injector(tmp_path, fault, rank=3)
+    spoilt = one.spoil(batch, 7, 1)
+    assert not spoilt.equal(batch) and other.spoil(batch, 7, 1).equal(spoilt)
+    assert one.spoil(batch, 7, 0) is batch and one.spoil(batch, 8, 1) is batch
+    assert [line["fault"] for line in read_lines(tmp_path / "events.jsonl")] == ["bad_data"]
+
+
+def test_a_rate_is_raised_for_all_ranks_at_one_step(tmp_path: Path) -> None:
+    injectors = [_injector(tmp_path, Fault(0, "rate", 0, 5, factor=30.0), rank=rank) for rank in (0, 1)]
+    assert [[injector.rate(step) for step in (4, 5, 6)] for injector in injectors] == [[1.0, 30.0, 1.0]] * 2

@@ -93,14 +93,8 @@ def handed_over(rank: int, mesh: Mesh, folder: Path) -> tuple[str, str, bool, st
 
 
 CULPRIT = 2
-POISONED = [
-    Mesh(dp_shard=4),
-    Mesh(dp_shard=4, ep=4),
-    Mesh(dp_replicate=4),
-    Mesh(dp_shard=2, tp=2),
-    Mesh(dp_shard=2, cp=2, ep=2),
-]
-HANDED = [Mesh(dp_replicate=2, dp_shard=2, ep=4), Mesh(dp_shard=2, tp=2, ep=2), Mesh(cp=2, dp_shard=2)]
+POISONED = [Mesh(dp_shard=4, ep=2), Mesh(dp_replicate=4, ep=4), Mesh(dp_shard=2, tp=2)]
+HANDED = [Mesh(dp_replicate=2, dp_shard=2, ep=4), Mesh(dp_shard=2, tp=2, ep=2)]
 
 
 def states(rank: int, folder: Path) -> tuple[list[tuple[list[bool], str, str]], list[tuple[str, str, bool, str]]]:

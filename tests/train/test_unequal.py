@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def batches() -> list[torch.Tensor]:
 
 
 def trained(mesh: Mesh | None, recipe: Recipe) -> Trainer:
-    rank, world = (dist.get_rank(), mesh.ranks) if mesh else (0, 1)
+    rank, world = (dist.get_rank() % mesh.data_ranks, mesh.data_ranks) if mesh else (0, 1)
     trainer = Trainer(Decoder(SHAPE), document_loss, recipe, 10, mesh)
     for batch in batches():
         trainer.local_gradients(batch.chunk(world)[rank])
@@ -36,25 +37,33 @@ def trained(mesh: Mesh | None, recipe: Recipe) -> Trainer:
     return trainer
 
 
-def ranks_of_unequal_experts(rank: int) -> dict[str, object]:
+def ranks_of_unequal_experts(rank: int) -> dict[str, Any]:
     alone = trained(None, SGD).whole_state()
+    penalised = trained(None, replace(SGD, z_loss=1e-2)).whole_state()
     spread = trained(Mesh(dp_shard=2, ep=2), SGD)
-    state = spread.whole_state()
     again = trained(Mesh(dp_shard=2, ep=2), replace(SGD, recompute="layer"))
+    others = [
+        (trained(Mesh(pp=2), replace(SGD, micro_batches=2, z_loss=1e-2, recompute="layer")), penalised),
+        (trained(Mesh(cp=2), replace(SGD, z_loss=1e-2)), penalised),
+        (trained(Mesh(tp=2), SGD), alone),
+        (spread, alone),
+    ]
+    states = [(trainer.whole_state(), wanted) for trainer, wanted in others]
     uneven = Shape(97, 2, 32, 4, 2, 7, 2, 24, dense_layers=0, expert_dims=(24, 8, 8, 8, 8, 8, 8))
     with pytest.raises(UserError, match="N9-CFG-013"):
         Trainer(Decoder(uneven), document_loss, SGD, 10, Mesh(dp_shard=2, ep=2))
     return {
-        "difference": max(float((state[name] - alone[name]).abs().max()) for name in alone),
+        "differences": [max(float((state[n] - wanted[n]).abs().max()) for n in wanted) for state, wanted in states],
+        "penalty": max(float((penalised[name] - alone[name]).abs().max()) for name in alone),
         "held": sorted({tuple(piece.local.shape) for piece in spread.pieces if ".of_size." in piece.name}),
         "digests": (spread.digest(), again.digest()),
     }
 
 
-def test_unequal_experts_over_expert_parallel_ranks_with_documents_and_recomputation(tmp_path: Path) -> None:
-    """Each rank has one of the two large experts and three of the six small ones; recomputation changes no bit."""
+def test_unequal_experts_documents_penalty_and_recomputation_under_every_cut(tmp_path: Path) -> None:
+    """With ep each rank has one of the two large experts and three of the six small ones; recomputation changes no bit."""
     first, second = on_ranks(2, ranks_of_unequal_experts, folder=tmp_path)
-    assert float(first["difference"]) <= 1e-5
+    assert max(first["differences"]) <= 1e-5 and first["penalty"] > 1e-4
     assert first["held"] == second["held"] == [(1, 24, 32), (1, 32, 48), (3, 8, 32), (3, 32, 16)]
     assert len({*first["digests"], *second["digests"]}) == 1
 
@@ -62,7 +71,8 @@ def test_unequal_experts_over_expert_parallel_ranks_with_documents_and_recomputa
 def test_choices_pinned_over_other_portions_hold_two_runs_together() -> None:
     """One rank's micro-batches take the choices of the whole batch, though its router would choose otherwise."""
     batch = batches()[0]
-    model, other = Decoder(SHAPE), Decoder(SHAPE)
+    model = Decoder(SHAPE)
+    other: Any = Decoder(SHAPE)
     with recorded(model) as choices:
         wanted, _ = document_loss(model, batch)
     numbers = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH)

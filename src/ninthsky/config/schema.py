@@ -174,7 +174,7 @@ class Train(Block):
     document_mask: bool = False  # documents packed into one window do not see each other
     recompute: Literal["none", "layer"] = "none"  # what the backward does again instead of keeping it: memory for time
     compile: bool = False  # elementwise steps by torch.compile: about 4 % of a step on a CPU; needs a C++ compiler
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] | None = None
     mixture: dict[str, Annotated[float, Field(ge=0)]] = {}  # language, source or source/language -> weight; {}: all as it comes
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_every: PositiveInt = 50

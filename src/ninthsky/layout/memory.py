@@ -61,9 +61,11 @@ def held(cuts: Cuts, sizes: Sizes, work: Work) -> Held:
     if sizes.sparse_layers:
         layer = np.maximum(layer if sizes.dense_layers else 0.0, sparse_layer)
     unit = np.minimum(np.maximum(layer, work.unit_bytes / work.gather_bytes), common + routed - ends)
-    # With ep = 1 FSDP shards experts by their number and pads: over more shards than experts, the full ones hold one each.
+    # With ep = 1 FSDP shards experts by their number and pads where no side of their matrices comes out even: over more shards
+    # than experts, the full ones hold one each.
     experts = max(sizes.experts, 1)
-    padding = np.where(cuts.ep == 1, np.ceil(experts / cuts.expert_shards) * cuts.expert_shards / experts, 1.0)
+    padded = np.ceil(experts / cuts.expert_shards) * cuts.expert_shards / experts
+    padding = np.where((cuts.ep == 1) & (sizes.dim % cuts.expert_shards > 0), padded, 1.0)
     return Held(common, routed, common / cuts.shards, routed / cuts.expert_shards * padding, unit, ends)
 
 

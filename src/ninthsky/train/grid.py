@@ -75,6 +75,7 @@ class Grid:
         self.rank = dist.get_rank()
         self.place = Place.of(mesh, self.rank)
         self._groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
+        self._meshes: dict[tuple[tuple[str, tuple[str, ...]], ...], DeviceMesh] = {}
 
     def size(self, *axes: str) -> int:
         """Ranks along these axes together."""
@@ -102,6 +103,12 @@ class Grid:
         kept = {name: tuple(a for a in axes if self.size(a) > 1) for name, axes in dims.items() if self.size(*axes) > 1}
         if not kept:
             return None
+        key = tuple(kept.items())
+        if key not in self._meshes:
+            self._meshes[key] = self._made(kept)
+        return self._meshes[key]
+
+    def _made(self, kept: dict[str, tuple[str, ...]]) -> DeviceMesh:
         groups = [group for axes in kept.values() if (group := self.group(*axes)) is not None]
         every = companions(self.mesh, self.rank, *(axis for axes in kept.values() for axis in axes))
         ranks = torch.from_numpy(every.reshape([self.size(*axes) for axes in kept.values()]).copy())

@@ -50,6 +50,7 @@ def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
     choose(index.get("splits", {}).get("train", {}).get("parts", []), train.mixture)
     precision: Precision = fixed["precision"] if fixed else "fp32"
     assert train.sequence is not None and train.batch is not None and train.lr is not None, "size fills them in"
+    assert train.optimizer is not None, "size fills it in"
     least = mesh.data_ranks * train.micro_batches
     if train.batch < least:
         raise UserError(

@@ -35,6 +35,8 @@ class LocalOptimizer:
             {"params": plain, "weight_decay": 0.0},
         ]
         groups = [group | {"decays": group["params"] is decay} for group in groups if group["params"]]
+        # torch wants one at least, and a rank may hold nothing but matrices that Muon moves.
+        groups = groups or [{"params": [nn.Parameter(torch.empty(0))], "decays": False}]
         self.adam = recipe.optimizer != "sgd"
         if self.adam:
             self.inner: torch.optim.Optimizer = torch.optim.AdamW(
@@ -42,7 +44,7 @@ class LocalOptimizer:
             )
             for handle in self.handles:  # from the start, so that state can be saved and loaded before the first step
                 self.inner.state[handle] = {
-                    "step": torch.zeros((), dtype=torch.float32),
+                    "step": torch.zeros((), dtype=torch.float32, device=handle.device),  # where fused kernels read it
                     "exp_avg": torch.zeros_like(handle, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(handle, requires_grad=False),
                 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ninthsky.errors import UserError
 from ninthsky.model.decoder import Decoder, Leaving
+from ninthsky.model.router import Router
 from ninthsky.train.schedule import Kind, Message, Schedule, Work
 from ninthsky.train.split import Later, backward_to
 
@@ -94,7 +96,8 @@ class _Live:
     """One micro-batch in one part, between its forward and the gradients of its weights."""
 
     entry: Tensor | None  # the hidden states that came in; None where tokens do
-    out: Tensor | None = None  # None: to be computed again
+    out: Tensor | None = None  # None: to be computed again, with the router choices of `again`
+    again: Sequence[AbstractContextManager[None]] = ()
     grad: Tensor | None = None
     later: Later | None = None
 
@@ -202,14 +205,18 @@ class _Step:
 
     def _forward(self, part: int, micro: int) -> None:
         live = self.live[part, micro] = _Live(self._arrived("F", part - 1, micro).requires_grad_() if part else None)
-        with torch.set_grad_enabled(not self.pipeline.recompute):
-            out, count = self._through(part, micro, live.entry)
+        choices: list[tuple[AbstractContextManager[None], AbstractContextManager[None]]] = []
+        if self.pipeline.recompute:
+            choices = [router.held() for router in self.pipeline.roots[part].modules() if isinstance(router, Router)]
+        out, count = self._through(part, micro, live.entry, [first for first, _ in choices])
         if self._last(part):
             self.loss += out.detach()
             self.count += float(count)
         else:
             self._leave("F", part, micro, out.detach())
-        if not self.pipeline.recompute:
+        if self.pipeline.recompute:
+            live.again = [second for _, second in choices]
+        else:
             live.out = out
 
     def _backward(self, part: int, micro: int) -> None:
@@ -242,13 +249,17 @@ class _Step:
 
     def _again(self, part: int, micro: int, live: _Live) -> Tensor:
         """What the forward gave, with its graph."""
-        return live.out if live.out is not None else self._through(part, micro, live.entry)[0]
+        return live.out if live.out is not None else self._through(part, micro, live.entry, live.again)[0]
 
-    def _through(self, part: int, micro: int, entry: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def _through(
+        self, part: int, micro: int, entry: Tensor | None, choices: Sequence[AbstractContextManager[None]]
+    ) -> tuple[Tensor, Tensor | float]:
         root = self.pipeline.roots[part]
         decoder = _decoder(root)
         decoder.arrived = entry
-        with self.autocast():
+        with ExitStack() as within:
+            for context in (*choices, self.autocast()):
+                within.enter_context(context)
             answer: tuple[Tensor, Tensor | float] = root(self.micros[micro])
         decoder.arrived = None
         return answer

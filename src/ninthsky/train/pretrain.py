@@ -13,11 +13,13 @@ from ninthsky.evidence import Evidence
 from ninthsky.run import StageContext
 from ninthsky.train.account import Account, accounts, read_history
 from ninthsky.train.checkpoint.records import records as records_of_checkpoints
-from ninthsky.train.control.helm import read_program
+from ninthsky.train.control.helm import PROGRAM, read_program
+from ninthsky.train.control.orders import FOLDER
 from ninthsky.train.control.records import records
+from ninthsky.train.control.validation import set_apart
 from ninthsky.train.cursor import TokenFile
 from ninthsky.train.device import device
-from ninthsky.train.evaluate import SEEN, Evaluation
+from ninthsky.train.evaluate import KNESER_NEY, SEEN, Evaluation
 from ninthsky.train.inject import struck
 from ninthsky.train.launch import decide_length, guarded, place_faults, plan_job
 from ninthsky.train.mixture import open_reader
@@ -64,7 +66,10 @@ def run(ctx: StageContext) -> None:
     _control(ctx)
     _checkpoints(ctx)
     found = _evaluation(ctx, Path(job.tokens), job.sequence)
-    reader = open_reader(TokenFile.open(Path(job.tokens), "train"), job.sequence, job.batch, job.seed, job.mixture)
+    tokens = TokenFile.open(Path(job.tokens), "train")
+    if job.validate_every:
+        tokens, _ = set_apart(tokens, job.validation)
+    reader = open_reader(tokens, job.sequence, job.batch, job.seed, job.mixture)
     ctx.summary(passes_over_the_tokens=reader.passes(job.steps))
     _tell(ctx, history, ledger, found, result.usage)
     ctx.summary(**efficiency(job, history, device()))
@@ -242,6 +247,7 @@ def _checkpoints(ctx: StageContext) -> None:
 def _control(ctx: StageContext) -> None:
     """What rules and orders did to the run."""
     decided, program = records(ctx.out, struck(ctx.out)), read_program(ctx.out)
+    ctx.adopt(f"{FOLDER}/{PROGRAM}", volatile=True)
     for record in decided:
         ctx.evidence(record)
     ctx.summary(rules_fired=len(decided), steps_skipped=len(program.skipped), roll_backs=len(program.undone))
@@ -299,8 +305,8 @@ def _headline(ctx: StageContext, ledger: list[Account], scores: dict[str, float]
         ctx.headline(
             "Held-out loss",
             f"{scores['model']:.3f} nats per token",
-            "bigram",
-            f"{scores['bigram']:.3f}",
+            KNESER_NEY,
+            f"{scores[KNESER_NEY]:.3f}",
             f"n9 train eval {ctx.out / 'export'} --tokens {ctx.inputs['data.tokens'] / 'tokens'}",
         )
 

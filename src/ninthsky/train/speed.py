@@ -68,7 +68,8 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     for precision in job.precisions:
         recipe = replace(job.recipe, precision=precision)  # type: ignore[arg-type]
         loss = document_loss if job.document_mask else next_token_loss
-        trainer = Trainer(Decoder(job.shape, seed=job.seed), loss, recipe, WARM_STEPS + TIMED_STEPS, job.mesh, where)
+        model = Decoder(job.shape, seed=job.seed, held=False)
+        trainer = Trainer(model, loss, recipe, WARM_STEPS + TIMED_STEPS, job.mesh, where)
         walls, cpus = [], []
         for step in range(WARM_STEPS + TIMED_STEPS):
             wall, cpu = time.perf_counter(), time.process_time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ STEPS = 70
 def test_bad_data_a_bad_card_orders_and_a_pause_all_in_one_run_that_a_twin_follows(tmp_path: Path) -> None:
     tokens, folder = write_tokens(tmp_path / "tokens"), tmp_path / "run"
     faults = [Fault(0, "bad_data", 1, 36), Fault(1, "bad_card", 2, 30, factor=20.0), Fault(2, "kill", 3, 55)]
-    more: dict[str, Any] = {"recipe": Recipe(lr=1e-2), "validate_every": 16, "validation": 0.05}
+    more: dict[str, Any] = {"recipe": Recipe(lr=1e-2), "validate_every": 16, "validation": 0.05, "sequence": 32, "batch": 16}
     job = make_job(tokens, folder, STEPS, faults, control=Limits(mode="act"), **more)
     seen: list[dict[str, Any]] = []
     done = threading.Event()
@@ -75,7 +76,7 @@ def test_bad_data_a_bad_card_orders_and_a_pause_all_in_one_run_that_a_twin_follo
     assert [line["step"] for line in history] == list(range(STEPS))
     rates = [line.get("lr") for line in history]
     assert max(rates[lr.step :]) <= 1e-3 < min(rates[37 : lr.step])
-    gaps = [after["time"] - before["time"] for before, after in zip(history, history[1:], strict=False)]
+    gaps = [after["time"] - before["time"] for before, after in pairwise(history)]
     assert max(gaps) > 3.0
     orders = [line["text"] for line in read_lines(folder / "events.jsonl") if line["kind"] == "control.order"]
     assert list(dict.fromkeys(orders)) == ["set lr = 0.001, clip = 0.5", "pause", "resume"]

@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_is_the_data_too() -> None:
 def test_a_dead_expert_is_lifted_until_it_gets_tokens() -> None:
     def starve(_: Control, trainer: Trainer) -> None:
         if trainer.step == 5:
-            list(trainer.routers.values())[0].e_score_correction_bias[2] -= 0.6
+            next(iter(trainer.routers.values())).e_score_correction_bias[2] -= 0.6
 
     _, control, fired = run(disturb=starve, dead_steps=12, lift=0.1)
     (record,) = fired

@@ -17,8 +17,8 @@ from ninthsky.train.recipe import Recipe
 from ninthsky.train.trainer import Gate, Trainer
 from ninthsky.train.vet import detour, simulated
 from ninthsky.train.vet.examine import OPERATORS, examine
-from ninthsky.train.vet.faults import FAULTS
 from ninthsky.train.vet.golden import golden_run
+from ninthsky.train.vet.heldback import FAULTS
 from ninthsky.train.vet.quick import quick
 from tests.train.vet.model_steps import SHAPE, every_kind_of_step, loss
 
@@ -53,7 +53,7 @@ def trained(device: torch.device) -> dict[str, Any]:
         for batch in tokens:
             trainer.local_gradients(batch.to(on))
             runs[on.type].append(trainer.apply(Gate.total([trainer.gate_values()])).loss)
-    placed = {tensor.device.type for name, tensor in trainer.state_shard().items() if name.startswith("weight/")}
+    placed = {tensor.device.type for name, tensor in trainer.state_shard().items() if name != "step"}
     return {"losses": runs, "placed": sorted(placed)}
 
 

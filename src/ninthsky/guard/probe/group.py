@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import xxhash
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store, _DistributedBackendOptions
 
 from ninthsky.guard.probe.record import RecordWriter, group_id
 
@@ -335,7 +335,7 @@ def _device_part(backend: str, store: Store, rank: int, size: int, timeout: time
         return built_in(store, rank, size), getattr(kinds, name)
     if not plugin.extended_api:
         return plugin.creator_fn(store, rank, size, timeout), kinds.CUSTOM
-    options = dist.distributed_c10d._DistributedBackendOptions()
+    options = _DistributedBackendOptions()
     options.store, options.group_rank, options.group_size, options.timeout = store, rank, size, timeout
     return plugin.creator_fn(options, None), kinds.CUSTOM
 

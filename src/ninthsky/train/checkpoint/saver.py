@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ninthsky.train.checkpoint.seal import checkpoints, describe, seal, sync_folder
-from ninthsky.train.checkpoint.writing import Part, Receipt, leave_receipt, take_receipts
+from ninthsky.train.checkpoint.seal import checkpoints, describe, seal, sync_folder, write_synced
+from ninthsky.train.checkpoint.writing import Part, PlanError, Receipt, State, leave_receipt, take_receipts
 from ninthsky.train.device import host_buffer, synchronize
 from ninthsky.train.trainer import Trainer
 
@@ -42,6 +42,7 @@ class _Saving:
 
     step: int
     partial: Path
+    staged: State = field(repr=False)
     problem: str = ""
     asked: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -97,9 +98,14 @@ class Saver:
         if problem or partial is None:
             return problem
         if self._part is None:
-            self._part = Part(self.trainer.distributed_state(), self.rank, self.world)
-        self._stage()
-        saving = self._saving = _Saving(step, partial)
+            try:
+                self._part = Part(self.trainer.distributed_state(), self.rank, self.world)
+            except PlanError as error:  # every rank's
+                if self.rank == 0:
+                    shutil.rmtree(partial, ignore_errors=True)
+                return _told(error)
+        saving = _Saving(step, partial, self._stage())
+        self._saving = saving
         work = self._lead if self.rank == 0 else self._follow
         saving.thread = threading.Thread(target=work, args=(saving, self._part, notes or {}), name="checkpoint", daemon=True)
         saving.thread.start()
@@ -136,7 +142,7 @@ class Saver:
         if saving is not None:
             saving.join()
             if self.rank == 0:
-                if not saving.problem and not (may_commit() if not saving.asked else True):
+                if not saving.problem and not may_commit():
                     saving.problem = REFUSED
                 saved = self._publish(saving, visible)
                 if self._cleaner is not None:
@@ -170,13 +176,18 @@ class Saver:
             return None, _told(error)
         return partial, ""
 
-    def _stage(self) -> None:
-        state = self.trainer.state_shard()
-        if {name: (t.shape, t.dtype) for name, t in state.items()} != {n: (t.shape, t.dtype) for n, t in self._staged.items()}:
-            self._staged = {name: host_buffer(tensor) for name, tensor in state.items()}
+    def _stage(self) -> State:
+        """A copy on the host, in the memory of the last one, unless a save that was given up on still reads that."""
+        state, before = self.trainer.state_shard(), self._saving
+        if before is not None and not before.ended:
+            self._staged = {}
         for name, tensor in state.items():
-            self._staged[name].copy_(tensor, non_blocking=True)
+            held = self._staged.get(name)
+            if held is None or (held.shape, held.dtype) != (tensor.shape, tensor.dtype):
+                held = self._staged[name] = host_buffer(tensor)
+            held.copy_(tensor, non_blocking=True)
         synchronize(self.trainer.device)
+        return {name: self._staged[name] for name in state}
 
     def _publish(self, saving: _Saving, visible: Visible) -> Saved:
         final = self.folder / f"step-{saving.step}"
@@ -199,7 +210,7 @@ class Saver:
 
     def _write(self, saving: _Saving, part: Part) -> Receipt:
         try:
-            return part.write(self._staged, saving.partial)
+            return part.write(saving.staged, saving.partial)
         except Exception as error:  # whatever it is, it is told and the run goes on
             where = f"rank {self.rank}: " if self.world > 1 else ""
             return Receipt(where + _told(error))
@@ -223,7 +234,7 @@ class Saver:
                 return
             files = part.finish(saving.partial, [receipts[rank] for rank in range(self.world)])
             for name, content in notes.items():
-                (saving.partial / name).write_bytes(content)
+                write_synced(saving.partial / name, content)
             files |= {name: describe(saving.partial / name) for name in (".metadata", *notes)}
             seal(saving.partial, saving.step, files)
         except Exception as error:

@@ -69,10 +69,7 @@ def check(path: Path, share: int = 0, shares: int = 1) -> str:
 def seal(folder: Path, step: int, files: Files) -> None:
     """Writes the seal and brings it, and the folder's names, to the disk."""
     content = {"format": FORMAT, "step": step, "files": files, "xxh3": _checksum(files, step)}
-    with (folder / SEAL).open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(folder / SEAL, json.dumps(content, indent=1).encode())
     sync_folder(folder)
 
 
@@ -88,6 +85,14 @@ def digest_of(path: Path) -> str:
         while block := file.read(_BLOCK):
             hasher.update(block)
     return hasher.hexdigest()
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and brings it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

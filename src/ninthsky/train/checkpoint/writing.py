@@ -48,32 +48,40 @@ class Receipt(msgspec.Struct, frozen=True):
     items: list[Item] = []
 
 
+class PlanError(Exception):
+    """What the ranks hold does not fit together to one whole. Raised on every rank alike."""
+
+
 class Part:
     """One rank's part of every checkpoint with the same structure of state. Construction is collective where `world` > 1.
 
-    `state` is the distributed tree (DTensors know their place in the whole). Raises RuntimeError or ValueError where ranks do
-    not fit together.
+    `state` is the distributed tree (DTensors know their place in the whole). Raises PlanError.
     """
 
     def __init__(self, state: State, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
-        self._planner = _StagedPlanner()
-        self._planner.set_up_planner(dict(state), None, rank == 0)
-        own = self._planner.create_local_plan()
+        planner = DefaultSavePlanner()
+        planner.set_up_planner(dict(state), None, rank == 0)
+        own = planner.create_local_plan()
         self._metadata: Metadata | None = None
+        found: list[Any] = [None]
         if world == 1:
-            (plan,) = self._global([own])
+            found = self._global(planner, [own])
         else:
             plans: list[Any] = [None] * world
             dist.gather_object(own, plans if rank == 0 else None)
-            found: list[Any] = [None]
-            dist.scatter_object_list(found, self._global(plans) if rank == 0 else None)
-            plan = found[0]
-        self._plan: SavePlan = self._planner.finish_plan(plan)
+            dist.scatter_object_list(found, self._global(planner, plans) if rank == 0 else None)
+        if isinstance(found[0], str):
+            raise PlanError(found[0])
+        self._plan: SavePlan = planner.finish_plan(found[0])
 
-    def _global(self, plans: list[SavePlan]) -> list[SavePlan]:
-        plans, self._metadata = self._planner.create_global_plan(plans)
-        return _Writer(".").prepare_global_plan(plans)
+    def _global(self, planner: DefaultSavePlanner, plans: list[SavePlan]) -> list[Any]:
+        """Every rank's plan, or in place of each why there is none."""
+        try:
+            planned, self._metadata = planner.create_global_plan(plans)
+        except ValueError as error:
+            return [str(error)] * len(plans)
+        return _Writer(".").prepare_global_plan(planned)
 
     def write(self, staged: State, folder: Path) -> Receipt:
         """Writes and syncs this rank's file, lets go of its pages, reads it back and compares it bit by bit.
@@ -82,11 +90,7 @@ class Part:
         """
         if problem := self._not_finite(staged):
             return Receipt(problem)
-        self._planner.staged = staged
-        try:
-            results = _Writer(folder).write_data(self._plan, self._planner).wait()
-        finally:
-            self._planner.staged = {}
+        results = _Writer(folder).write_data(self._plan, _Staged(staged)).wait()
         items = [
             Item(
                 result.index.fqn,
@@ -165,12 +169,12 @@ def _read_back(path: Path, items: list[Item], staged: State) -> dict[str, Any]:
     return {"size": size + len(rest), "xxh3": hasher.hexdigest()}
 
 
-class _StagedPlanner(DefaultSavePlanner):
-    """Plans over distributed tensors, writes from plain copies of what this rank holds of them."""
+class _Staged(DefaultSavePlanner):
+    """Gives the writer plain copies of what this rank holds of the distributed tensors that were planned with."""
 
-    def __init__(self) -> None:
+    def __init__(self, staged: State) -> None:
         super().__init__()
-        self.staged: State = {}
+        self.staged = staged
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         return self.staged[index.fqn]

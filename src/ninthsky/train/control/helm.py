@@ -53,9 +53,9 @@ class Helm:
     def join(self, rank: int, device: torch.device) -> None:
         """A new generation; the state was loaded, or is a fresh one."""
         self._rank, self._device, self._announced = rank, device, b""
-        if rank == 0 and self.orders is None and self.control.replay is None:
-            box = open_box(self.folder)
-            self.orders, self._tell = Orders(box), recorder(self.folder, self.events)
+        self.orders, self._tell = None, None
+        if rank == 0 and self.control.replay is None:
+            self.orders, self._tell = Orders(open_box(self.folder)), recorder(self.folder, self.events)
 
     # -- a step -------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class Reading:
     norm: float
     own: tuple[float, ...]
     losses: tuple[float | None, ...]  # each rank's own; None where it counts no tokens
+    tokens: float = math.inf  # of the rank with the fewest
 
     @classmethod
     def of(cls, step: int, gates: Sequence[Gate]) -> Reading:
@@ -41,7 +42,7 @@ class Reading:
         own = tuple(gate.own_norm / (gate.count or usual) for gate in gates)
         norm = math.sqrt(total.square_norm) / count if total.square_norm >= 0 else math.nan
         losses = tuple(gate.loss / gate.count if gate.count else None for gate in gates)
-        return cls(step, total.loss / count, norm, own, losses)
+        return cls(step, total.loss / count, norm, own, losses, min(counted, default=math.inf))
 
     @property
     def deviations(self) -> list[float]:
@@ -89,6 +90,7 @@ class Finding:
     ranks: tuple[int, ...] = ()
 
 
+TOKEN_SPREAD = 2.0  # nats: standard deviation of one token's loss, on the large side
 FARTHER = 1.5  # times the farthest that a rank's own loss was within the window
 Rule = Callable[[Window, Reading, Limits], Finding | None]
 
@@ -97,8 +99,9 @@ def own(window: Window, now: Reading, limits: Limits) -> Finding | None:
     """A few ranks whose own gradient, before it is mixed with others', is far off their peers', or own loss far above."""
     spreads, excesses = [past.spread for past in window.steps], [past.worst for past in window.steps]
     far = max(math.log(limits.own_ratio), _beyond(spreads, limits.own_z, 0.02))
-    # The scatter of a few sequences' loss grows as a model learns: the farthest of late is a measure too.
-    above = max(limits.own_loss, FARTHER * max(excesses), _beyond(excesses, limits.own_z, 0.02))
+    # The mean over few tokens scatters by itself, and more as a model learns: the farthest of late is a measure too.
+    by_chance = limits.both_z * TOKEN_SPREAD / math.sqrt(now.tokens)
+    above = max(limits.own_loss, by_chance, FARTHER * max(excesses), _beyond(excesses, limits.own_z, 0.02))
     ranks = tuple(
         rank
         for rank, (off, excess) in enumerate(zip(now.deviations, now.excesses, strict=True))

@@ -124,7 +124,7 @@ def _device(name: str | None, fault: str | None) -> torch.device:
 def _planted(fault: str | None):  # type: ignore[no-untyped-def]
     if fault is None:
         return None
-    from ninthsky.train.vet.faults import FAULTS
+    from ninthsky.train.vet.heldback import FAULTS
 
     if fault not in FAULTS:
         raise UserError("N9-TRN-020", f"there is no fault {fault!r}", "--fault", f"there are: {', '.join(FAULTS)}")
@@ -132,7 +132,7 @@ def _planted(fault: str | None):  # type: ignore[no-untyped-def]
 
 
 def _faults(json_: bool) -> int:
-    from ninthsky.train.vet.faults import FAULTS
+    from ninthsky.train.vet.heldback import FAULTS
 
     print(json.dumps({name: fault.what for name, fault in FAULTS.items()}) if json_ else
           "\n".join(f"{name:28s} {fault.what}" for name, fault in FAULTS.items()))  # fmt: skip

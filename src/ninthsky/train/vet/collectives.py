@@ -120,6 +120,8 @@ def _rank(rank: int, world: int, backend: str, kind: str, meeting: str, answers:
     torch.set_num_threads(1)
     device = torch.device("cpu") if kind == "cpu" else torch.device(kind, rank)
     try:
+        if kind != "cpu":
+            torch.accelerator.set_device_index(rank)
         dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)
         answers.put((rank, check(rank, world, device)))
     except Exception as raised:  # a back end that raises has given its answer

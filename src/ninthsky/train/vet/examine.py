@@ -19,6 +19,8 @@ OPERATORS: tuple[Operator, ...] = (
     *memory.OPERATORS, *elementwise.OPERATORS, *reductions.OPERATORS, *products.OPERATORS, *placing.OPERATORS, *steps.OPERATORS,
 )  # fmt: skip
 
+SUMMING = {"matmul", "grouped matmul", "softmax", "sum and mean", "index_add", "embedding", "norm"}  # where order could matter
+ROUNDS, PASSES = 200, 4  # of the other thread, that repeats under load should meet; times that they are made for it at most
 Told = Callable[[str], None]
 
 
@@ -62,9 +64,10 @@ def examine(
         if times and any(not isinstance(test, Probe) for test in operator.tests):
             findings += again(operator, device, seed, times, loaded=False)
         verdicts.append(verdict_of(operator, findings))
-    if times:
+    summing = [operator for operator in operators if operator.name in SUMMING]
+    if times and summing:
         told("repeats under load")
-        verdicts.append(_under_load(device, operators, seed, 2 * times))
+        verdicts.append(_under_load(device, summing, seed, 2 * times))
     runs: list[GoldenStep] = []
     if golden:
         for precision in ("fp32", "bf16"):
@@ -106,11 +109,13 @@ def verdict_of(operator: Operator, findings: Iterable[Finding]) -> Verdict:
 
 
 def _under_load(device: torch.device, operators: Sequence[Operator], seed: int, times: int) -> Verdict:
-    """The operators in which sums meet, again and again beside a second thread's work."""
-    wanted = {"matmul", "grouped matmul", "softmax", "sum and mean", "index_add", "embedding", "norm"}
-    chosen = [operator for operator in operators if operator.name in wanted]
-    with load(device):
-        findings = [finding for operator in chosen for finding in again(operator, device, seed, times, loaded=True)]
+    """The same operators again and again beside a second thread's work."""
+    findings: list[Finding] = []
+    with load(device) as rounds:
+        for _ in range(PASSES):
+            findings += [finding for operator in operators for finding in again(operator, device, seed, times, loaded=True)]
+            if rounds[0] >= ROUNDS:
+                break
     every = Operator("repeats under load", (), (), REMEDY)
     named = [Finding(f.operator, f"{f.operator}, {f.case}", f.dtype, problem=f.problem) for f in findings]
     return verdict_of(every, named)

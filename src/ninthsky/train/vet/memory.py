@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from ninthsky.train.device import host_buffer, synchronize
 from ninthsky.train.vet.case import FLOATS, Case, Operator, Probe, Wrong, bits, check_equal
 from ninthsky.train.vet.draws import all_of, normal
 
@@ -27,6 +28,11 @@ def _patterns(device: torch.device, dtype: torch.dtype, generator: Generator) ->
     for byte in (0x00, 0xFF, 0x55, 0xAA):
         x = torch.full((1 << 20,), byte, dtype=torch.uint8)
         check_equal(x.to(device).clone(), x, f"pattern {byte:#04x}")
+    far = torch.arange(1_000_003, dtype=torch.int32).to(device, copy=True)
+    near = host_buffer(far)
+    near.copy_(far, non_blocking=True)
+    synchronize(device)
+    check_equal(near, torch.arange(1_000_003, dtype=torch.int32), "a copy to the host that was not waited for")
     strided = torch.arange(40_003, dtype=torch.int32)[1::3]
     check_equal(strided.to(device), strided.contiguous(), "every third number")
     far = torch.zeros(101, 103, dtype=torch.int32, device=device)
@@ -118,13 +124,14 @@ def _made(device: torch.device, dtype: torch.dtype, generator: Generator) -> Non
 def _random(device: torch.device, dtype: torch.dtype, generator: Generator) -> None:
     """Same seed, same numbers; another seed, others; mean, variance and range as they should be (5 standard deviations)."""
     count = 40_000
-    drawn = []
+    drawn, before = [], torch.get_rng_state()
     for seed in (11, 11, 12):
         torch.manual_seed(seed)
         empty = torch.empty(count, device=device)
         drawn.append((torch.randn(count, device=device).cpu(), torch.rand(count, device=device).cpu(),
                       torch.randint(0, 97, (count,), device=device).cpu(), empty.normal_(0.0, 1.0).cpu().clone(),
                       empty.uniform_(0.0, 1.0).cpu().clone()))  # fmt: skip
+    torch.set_rng_state(before)
     for name, one, same, other in zip(("randn", "rand", "randint", "normal_", "uniform_"), *drawn, strict=True):
         check_equal(same, one, f"{name} from the same seed")
         if bool((one == other).all()):

@@ -61,10 +61,10 @@ def _softmax_extremes(device: torch.device, dtype: torch.dtype, generator: Gener
 def _whole_numbers(device: torch.device, dtype: torch.dtype, generator: Generator) -> None:
     """Sums that the dtype could not hold on the way, but fp32 can, and that end where it can again."""
     count = 4096
-    ones = torch.ones(3, count, dtype=dtype)
-    check_equal(ones.to(device).sum(1), torch.full((3,), float(count), dtype=dtype), "sum of 4096 ones")
+    ones = torch.ones(4, count, dtype=dtype)
+    check_equal(ones.to(device).sum(1), torch.full((4,), float(count), dtype=dtype), "sum of 4096 ones")
     check_equal(ones.to(device).mean(), torch.ones((), dtype=dtype), "mean of ones")
-    check_equal(ones.float().to(device).sum(dtype=torch.float64), torch.tensor(3.0 * count, dtype=torch.float64), "fp64 sum")
+    check_equal(ones.float().to(device).sum(dtype=torch.float64), torch.tensor(4.0 * count, dtype=torch.float64), "fp64 sum")
 
 
 def _counts(device: torch.device, dtype: torch.dtype, generator: Generator) -> None:

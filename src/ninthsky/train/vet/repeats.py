@@ -7,7 +7,7 @@ sums change with the order of arrival can do neither.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,9 +20,9 @@ REMEDY = "torch.use_deterministic_algorithms(True) before the run, or detour the
 
 
 @contextmanager
-def load(device: torch.device) -> Iterator[None]:
-    """Keeps the device busy from a second thread, on a stream of its own where the device has streams."""
-    stop = threading.Event()
+def load(device: torch.device) -> Iterator[list[int]]:
+    """Keeps the device busy from a second thread, on a stream of its own where it has streams. Gives its count of rounds."""
+    stop, rounds = threading.Event(), [0]
     begun = threading.Event()
 
     def work() -> None:
@@ -31,6 +31,7 @@ def load(device: torch.device) -> Iterator[None]:
         while not stop.wait(0.0005):  # lets the first thread have the interpreter
             torch.mm(side, other).sum()
             synchronize(device)
+            rounds[0] += 1
             begun.set()
 
     def run() -> None:
@@ -44,7 +45,7 @@ def load(device: torch.device) -> Iterator[None]:
     thread.start()
     begun.wait(10)
     try:
-        yield
+        yield rounds
     finally:
         stop.set()
         thread.join()
@@ -86,9 +87,3 @@ def _differs(case: Case, dtype: torch.dtype, device: torch.device, generator: Ge
             return f"other bits at time {time + 1}"
         before = seen
     return ""
-
-
-def compared(one: Callable[[], Tensor], times: int) -> int:
-    """How often in `times` more calls the bits were others than at the first."""
-    reference = bits(one())
-    return sum(bool((bits(one()) != reference).any()) for _ in range(times))

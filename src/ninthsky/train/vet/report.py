@@ -35,7 +35,11 @@ def show(examination: Examination, console: Console) -> None:
     ):
         table.add_column(column, justify="right" if right else "left")
     for verdict in examination.verdicts:
-        note = verdict.problem or (f"not offered: {', '.join(verdict.not_offered)}" if verdict.not_offered else "")
+        note = (
+            "see below"
+            if verdict.answer == "fail"
+            else verdict.problem or (f"not offered: {', '.join(verdict.not_offered)}" if verdict.not_offered else "")
+        )
         shares = [f"{share:.2f}" if share else "" for share in (verdict.largest, verdict.mean)]
         table.add_row(verdict.name, MARKS[verdict.answer], str(verdict.tests), shares[0], shares[1], note)
     console.print(table)

@@ -38,9 +38,10 @@ def speeds(device: torch.device, size: int, bytes_: int, expected: dict[str, flo
     `expected` maps a speed's name to the least that the person accepts.
     """
     found: list[Speed] = []
+    numbers = torch.randn(size, size)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         try:
-            a, b = (torch.randn(size, size, dtype=torch.float32).to(dtype).to(device) for _ in range(2))
+            a, b = (numbers.to(dtype).to(device, copy=True) for _ in range(2))
             seconds = _median(lambda a=a, b=b: torch.mm(a, b), device)  # type: ignore[misc]
         except (RuntimeError, NotImplementedError, TypeError):
             continue  # not offered: the operators' table says so
