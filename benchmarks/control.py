@@ -41,9 +41,9 @@ from ninthsky.train.recipe import Recipe
 from ninthsky.train.trainer import Trainer
 
 VOCAB, SEQUENCE = 97, 16
-# Seeds from which cases are drawn. Thresholds were chosen on the first two draws: on the second, a rate that was too high was
-# taken for bad data. The reported draw was made after that, and nothing was changed on it.
-TUNING, SECOND_TUNING, REPORTED = 1_000, 77_000, 424_200
+# Seeds from which cases are drawn. Rules were made on the first three draws: in the second a rate too high was taken for bad
+# data, in the third the chance of a few tokens for one rank's bad data. The reported draw came after that.
+TUNING, REPORTED = (1_000, 77_000, 424_200), 515_100
 EVERY = 25  # steps between checkpoints
 VALIDATE = 10
 RANK_STEPS = 60

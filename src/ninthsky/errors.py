@@ -77,6 +77,7 @@ EXPLANATIONS: dict[str, str] = {
     "`n9 guard playbook`; copy it, change the copy, and name it with --playbook.",
     "N9-GRD-021": "There was nothing to diagnose: name a log file, or a folder with logs, flight-recorder dumps\n"
     "or exporters' scrapes.",
+    "N9-GRD-030": "The page cannot listen as asked: address, certificate or token. The message names which.",
 }
 
 

@@ -74,27 +74,29 @@ def test_a_copy_on_the_host_is_a_plain_tensor_of_the_same_kind() -> None:
 
 def two_steps(trainer: Trainer) -> None:
     for _ in range(2):
-        trainer.local_gradients(cursor().read(trainer.step).to(trainer.device))
+        trainer.local_gradients(cursor().read(trainer.step))
         trainer.apply(Gate.total([trainer.gate_values()]))
 
 
 def test_state_moves_from_the_cpu_to_another_device_and_back(tmp_path: Path) -> None:
-    """By checkpoint and by replica. The device is a PrivateUse1 one, as a young vendor's is; it may round otherwise."""
+    """By checkpoint and by replica, and trains on in the same bits. The device is a PrivateUse1 one, as a young vendor's is.
+
+    Training on it is proved in vet/on_device.py, in a process that knew of it before its first backward.
+    """
     there = simulated.register()
     here, away, back, replica = (
         Trainer(model(seed), next_token_loss, Recipe(), 10, device=where)
         for seed, where in enumerate([torch.device("cpu"), there, torch.device("cpu"), there])
     )
     two_steps(here)
-    assert not checkpoint.save(here, tmp_path).problem
-    assert checkpoint.restore(away, tmp_path).step == 2 and away.digest() == here.digest()
+    assert not checkpoint.save(here, tmp_path / "first").problem
+    assert checkpoint.restore(away, tmp_path / "first").step == 2 and away.digest() == here.digest()
     assert {piece.local.device for piece in away.pieces} == {there}
-    two_steps(away)
-    assert not checkpoint.save(away, tmp_path).problem
-    assert checkpoint.restore(back, tmp_path).step == 4 and back.digest() == away.digest()
-    shards.write(tmp_path, 0, 3, away.state_shard(), {})
-    replica.load_shard(shards.read(tmp_path, 0, 3)[0])
-    assert (replica.digest(), replica.step) == (away.digest(), 4)
+    assert not checkpoint.save(away, tmp_path / "second").problem
+    assert checkpoint.restore(back, tmp_path / "second").step == 2
+    shards.write(tmp_path, 0, 1, away.state_shard(), {})
+    replica.load_shard(shards.read(tmp_path, 0, 1)[0])
+    assert (replica.digest(), replica.step) == (here.digest(), 2)
     two_steps(here)
-    state = back.whole_state()
-    assert max(float((state[name] - tensor).abs().max()) for name, tensor in here.whole_state().items()) <= 1e-5
+    two_steps(back)
+    assert back.digest() == here.digest()

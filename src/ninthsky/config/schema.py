@@ -173,7 +173,7 @@ class Train(Block):
     z_loss: float = Field(0.0, ge=0)  # on the output's log Z, against drifting logits (PaLM: 1e-4)
     document_mask: bool = False  # documents packed into one window do not see each other
     recompute: Literal["none", "layer"] = "none"  # what the backward does again instead of keeping it: memory for time
-    compile: bool = False  # elementwise steps by torch.compile: about 4 % of a step on a CPU; needs a C++ compiler
+    compile: bool = False  # elementwise steps by torch.compile: about 5 % of a step on a CPU; needs a C++ compiler
     optimizer: Literal["adamw", "muon"] | None = None
     mixture: dict[str, Annotated[float, Field(ge=0)]] = {}  # language, source or source/language -> weight; {}: all as it comes
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -197,6 +197,8 @@ class Guard(Block):
     max_redo: PositiveInt = 2
     max_evictions_per_hour: PositiveInt = 6
     bind: str = "127.0.0.1"
+    webhook: str = ""  # http address that is told of faults, in Alertmanager's form
+    drain: Literal["advise", "slurm", "kubernetes"] = "advise"  # who is ordered to take a bad host out of use
 
 
 class Align(Block):

@@ -289,3 +289,49 @@ def learn(incidents: Path, *, playbook: Path | None = None, out: Path | None = N
     if drafted and out is None:
         print(text)
     return OK
+
+
+@app.command
+def serve(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8909,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    plain_http_behind_a_proxy: Annotated[bool, Parameter(negative="")] = False,
+    name: tuple[str, ...] = (),
+    anyone_may_look: Annotated[bool, Parameter(negative="")] = False,
+    json_: Json = False,
+) -> int:
+    """The live page of a job, and its /metrics: a process of its own that reads the job's files.
+
+    Parameters
+    ----------
+    folder: Path
+        A job's folder, or a run's.
+    host: str
+        Where to listen. Beyond this machine only with TLS, or behind a proxy that does it.
+    port: int
+        0: any free one.
+    certificate: Path
+        PEM file, with `--key`.
+    key: Path
+        PEM file of the certificate's key.
+    plain_http_behind_a_proxy: bool
+        A proxy before it does TLS.
+    name: tuple[str, ...]
+        Names by which browsers reach it, besides the address listened on.
+    anyone_may_look: bool
+        Reading needs no login. Acting always does.
+    json_: bool
+        Where it listens, as one JSON line.
+    """
+    from ninthsky.errors import OK
+    from ninthsky.guard.page.listen import listen
+
+    listen(
+        folder, host, port, certificate=certificate, key=key, behind_proxy=plain_http_behind_a_proxy, names=name,
+        look_freely=anyone_may_look, json_lines=json_,
+    )  # fmt: skip
+    return OK

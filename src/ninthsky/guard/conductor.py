@@ -49,6 +49,8 @@ class Conductor:
         watch = spec.watch
         self._limits = Limits(watch.hang_seconds, watch.host_seconds, watch.slow_ratio, watch.slow_steps)
         self._early_exits: Counter[str] = Counter()
+        self._steps_judged = (0, 0)
+        self._ticking = False
         self._refused: set[str] = set()  # lost hosts whose return was told
         if self.state.journal.entries:
             self.state.tell("controller.restarted", generation=self.state.generation)
@@ -56,6 +58,10 @@ class Conductor:
     def stop(self, reason: str) -> None:
         """A person or the driver ends the job."""
         self.state.fail(reason)
+
+    def approve(self, fault: str, named: float | None, who: str) -> bool:
+        """A person allows what was advised. False where nothing waits for it."""
+        return self._remedies.approve(fault, named, who)
 
     # -- what agents say ----------------------------------------------------------------------------------------------
 
@@ -159,7 +165,7 @@ class Conductor:
 
     def _exited(self, host: str, exited: p.Exited) -> None:
         state = self.state
-        proc = state.roster.processes.pop((host, exited.pid), None)
+        proc = state.roster.ended(host, exited.pid)
         if proc is None:
             return
         rank = state.roster.rank_of(proc)
@@ -192,6 +198,7 @@ class Conductor:
 
     def tick(self) -> None:
         """Called ten times a second."""
+        self._ticking = True
         if self.state.stage in {"run", "form"}:
             self._judge()
         if self.state.stage in {"collect", "wait"}:
@@ -199,10 +206,14 @@ class Conductor:
         if self.state.stage == "run" and self.state.broken:
             self._judge_broken()
         self._advance()
+        self._ticking = False
 
     def _judge(self) -> None:
         window = self.state.fleet.window(self.state.clock())
+        steps, self._steps_judged = self._steps_judged, (window.generation, window.steps_seen)
         for judge in JUDGES if self.state.stage == "run" else JUDGES_WHILE_FORMING:
+            if judge is judge_slow and steps == self._steps_judged:
+                continue  # nothing was added to what it looks at
             verdicts = [verdict for verdict in judge(window, self._limits) if not self._remedies.is_borne(verdict, window)]
             for verdict in verdicts:
                 if not self.state.over:
@@ -231,7 +242,8 @@ class Conductor:
         """Goes on to the next stage where what was waited for is there."""
         state, world = self.state, self.state.spec.world
         if state.stage == "gather":
-            self._gather()
+            if self._ticking:  # of 18,432 ranks each one's word that it is ready would have all of them counted
+                self._gather()
         elif (late := self._regroup.late()) is not None:
             self._remedies.fault(late)
         else:

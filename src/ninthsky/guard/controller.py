@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ninthsky.errors import FAILED, OK
 from ninthsky.guard import protocol as p
 from ninthsky.guard.conductor import Conductor
 from ninthsky.guard.keys import load_keys
+from ninthsky.guard.outward import Outward
 from ninthsky.guard.spawner import watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.wire import Listener
@@ -67,8 +69,11 @@ class Controller:
         self._outboxes = {host.name: Outbox(self._id) for host in spec.hosts}
         self._started = time.monotonic()
         self._refused = self.listener.refused.copy()
+        self._heard: Callable[[dict[str, Any]], None] | None = None  # an event of the start itself reaches the files only
         self.conductor = Conductor(spec, self._send, self._event)
         self.state = self.conductor.state
+        self._outward = Outward(self.state, self.conductor.approve)
+        self._heard = self._outward.heard
         self._stopping = ""
 
     async def run(self) -> int:
@@ -83,6 +88,7 @@ class Controller:
         try:
             while not self.state.over:
                 self.conductor.tick()
+                self._outward.tick()
                 if self._refused != self.listener.refused:
                     self._refused = self.listener.refused.copy()
                     self._event("refused", host="controller", counts=dict(self._refused))
@@ -92,6 +98,7 @@ class Controller:
                 if done:
                     receiving.result()
             await asyncio.sleep(GOODBYE_SECONDS)
+            self._outward.close()
         finally:
             receiving.cancel()
             self.listener.close()
@@ -118,6 +125,8 @@ class Controller:
         append_line(self.folder / "events.jsonl", record)
         if self.spec.events:
             append_line(Path(self.spec.events), record)
+        if self._heard is not None:
+            self._heard(record)
 
     def _stop(self) -> None:
         self._stopping = "told to stop"

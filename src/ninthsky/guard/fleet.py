@@ -40,6 +40,7 @@ RECORD_TYPE = np.dtype(
 assert RECORD_TYPE.itemsize == SIZE
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Window:
     """The fleet at one moment. Arrays have one row per rank; times in seconds, of the controller's monotonic clock.
 
     `record` is the newest record of each rank, of type RECORD_TYPE; `known` says where there is one of this generation.
-    `local_wall`, `local_cpu` [ranks, STEPS] in milliseconds, newest last, NaN where fewer steps were seen.
+    `local_wall`, `local_cpu` [ranks, STEPS] in milliseconds, newest last, NaN where fewer steps were seen; as they
+    were when the rank that is last to finish its steps was seen to finish one.
     `longest_gap` is how long a normal step of this generation goes without any progress: the second longest such time among
     the last STEPS steps (the longest may have been a hang that ended by itself).
     """
@@ -61,7 +63,7 @@ class Window:
     heartbeat_age: Floats
     stale_cpu: Floats  # processor seconds used since the last heartbeat
     busy_cpu: Floats  # processor seconds used since the rank last got on
-    state: tuple[str, ...]  # letter of /proc/PID/stat
+    state: tuple[str, ...] | NDArray[np.str_]  # letter of /proc/PID/stat
     unheld: Floats
     quiet: Floats  # since the rank's step, phase or a collective's count last changed
     host_silence: dict[str, float]  # since the last report of each host that has ranks
@@ -81,7 +83,10 @@ class Window:
 
 
 class Fleet:
-    """Fed with reports, asked for windows."""
+    """Fed with reports, asked for windows.
+
+    Reports are kept as they come and taken in together when something is asked: of 18,432 ranks, one by one would cost a core.
+    """
 
     def __init__(self, world: int) -> None:
         self.world = world
@@ -93,6 +98,9 @@ class Fleet:
         w = self.world
         self.generation = generation
         self._places = list(places)
+        self._hosts = tuple(host for host, _, _ in places)
+        self._host_names = sorted(set(self._hosts))
+        self._cards = tuple(slot for _, slot, _ in places)
         self._rank_of = {(host, pid): rank for rank, (host, _, pid) in enumerate(places)}
         self._record = np.zeros(w, RECORD_TYPE)
         self._known = np.zeros(w, bool)
@@ -101,68 +109,100 @@ class Fleet:
         self._cpu = np.zeros(w)
         self._cpu_at_beat = np.zeros(w)
         self._cpu_at_move = np.zeros(w)
-        self._state = ["R"] * w
+        self._state = np.full(w, "R", "<U1")
         self._unheld = np.zeros(w)
         self._moved_at = np.full(w, now)
         self._wall_ring = np.full((w, STEPS), np.nan)
         self._cpu_ring = np.full((w, STEPS), np.nan)
         self._count = np.zeros(w, np.int64)
+        self._times: tuple[int, Floats, Floats] | None = None  # steps seen, and both rings as they were then
         self._any_moved_at = now
         self._gap = 0.0  # longest of the step under way
         self._gaps: deque[float] = deque(maxlen=STEPS)
         self._newest = -1
-        self._last_report: dict[str, float] = {host: now for host, _, _ in places}
+        self._last_report: dict[str, float] = dict.fromkeys(self._host_names, now)
         self._late: dict[str, float] = {}
+        self._pending: dict[str, tuple[float, list[Seen]]] = {}  # by host, in the order they came
 
     def report(self, host: str, processes: list[Seen], now: float, late: float = 0.0) -> None:
         """Takes in what a host reports of its processes."""
+        if host in self._pending:
+            self._take_in()
         self._last_report[host] = now
         self._late[host] = late
-        for seen in processes:
-            rank = self._rank_of.get((host, seen.pid))
-            if rank is None:
-                continue
-            self._state[rank] = seen.state
-            self._unheld[rank] = seen.unheld
-            if len(seen.record) == SIZE:
-                self._update(rank, np.frombuffer(seen.record, RECORD_TYPE)[0], seen, now)
-            self._cpu[rank] = seen.cpu
-            self._seen_at[rank] = now
+        self._pending[host] = (now, processes)
 
-    def _update(self, rank: int, record: np.void, seen: Seen, now: float) -> None:
-        before = self._record[rank]
-        if record["heartbeat"] != before["heartbeat"]:
-            self._cpu_at_beat[rank] = seen.cpu
-        self._age[rank] = max(seen.age, 0.0)
-        if record["generation"] != self.generation:
-            self._record[rank]["heartbeat"] = record["heartbeat"]
+    def _take_in(self) -> None:
+        """All reports that wait, at most one of a host."""
+        pending, self._pending = self._pending, {}
+        find = self._rank_of.get
+        found = [
+            (rank, now, seen)
+            for host, (now, processes) in pending.items()
+            for seen in processes
+            if (rank := find((host, seen.pid))) is not None
+        ]
+        if not found:
             return
-        moved = _position(record) != _position(before)
-        finished = self._known[rank] and record["step"] > before["step"]
-        if moved:
-            self._moved_at[rank] = now
-            self._cpu_at_move[rank] = seen.cpu
-            self._gap = max(self._gap, now - self._any_moved_at)
-            self._any_moved_at = now
-            if record["step"] > self._newest:
+        ranks = np.array([rank for rank, _, _ in found])
+        at = np.array([now for _, now, _ in found])
+        cpu = np.array([seen.cpu for _, _, seen in found])
+        self._state[ranks] = [seen.state for _, _, seen in found]
+        self._unheld[ranks] = [seen.unheld for _, _, seen in found]
+        whole = [seen for _, _, seen in found if len(seen.record) == SIZE]
+        if whole:
+            kept = slice(None) if len(whole) == len(found) else [len(seen.record) == SIZE for _, _, seen in found]
+            record = np.frombuffer(b"".join([seen.record for seen in whole]), RECORD_TYPE)
+            age = np.array([seen.age for seen in whole])
+            self._update(ranks[kept], record, np.maximum(age, 0.0), cpu[kept], at[kept])
+        self._cpu[ranks] = cpu
+        self._seen_at[ranks] = at
+
+    def _update(self, ranks: Ints, record: NDArray[np.void], age: Floats, cpu: Floats, at: Floats) -> None:
+        before = self._record[ranks]
+        beat = record["heartbeat"] != before["heartbeat"]
+        self._cpu_at_beat[ranks[beat]] = cpu[beat]
+        self._age[ranks] = age
+        mine = record["generation"] == self.generation
+        if not mine.all():
+            self._record["heartbeat"][ranks[~mine]] = record["heartbeat"][~mine]
+            ranks, record, before, cpu, at = ranks[mine], record[mine], before[mine], cpu[mine], at[mine]
+        moved = (_position(record) != _position(before)).any(axis=1)
+        self._moved_at[ranks[moved]] = at[moved]
+        self._cpu_at_move[ranks[moved]] = cpu[moved]
+        self._note_gaps(at[moved], record["step"][moved])
+        finished = ranks[self._known[ranks] & (record["step"] > before["step"])]
+        self._record[ranks] = record
+        self._known[ranks] = True
+        if len(finished):
+            newest = self._record[finished]
+            for ring, name in ((self._wall_ring, "local_wall"), (self._cpu_ring, "local_cpu")):
+                ring[finished, :-1] = ring[finished, 1:]
+                ring[finished, -1] = newest[name]
+            self._count[finished] += 1
+
+    def _note_gaps(self, at: Floats, step: NDArray[np.int32]) -> None:
+        """How long nothing moved before each of these moves, which are in the order of time."""
+        if not len(at):
+            return
+        moments, first = np.unique(at, return_index=True)
+        for moment, reached in zip(moments.tolist(), np.maximum.reduceat(step, first).tolist(), strict=True):
+            self._gap = max(self._gap, moment - self._any_moved_at)
+            self._any_moved_at = moment
+            if reached > self._newest:
                 if self._newest >= 0:
                     self._gaps.append(self._gap)
-                self._newest, self._gap = int(record["step"]), 0.0
-        if finished:
-            self._wall_ring[rank] = np.roll(self._wall_ring[rank], -1)
-            self._cpu_ring[rank] = np.roll(self._cpu_ring[rank], -1)
-            self._wall_ring[rank, -1], self._cpu_ring[rank, -1] = record["local_wall"], record["local_cpu"]
-            self._count[rank] += 1
-        self._record[rank] = record
-        self._known[rank] = True
+                self._newest, self._gap = reached, 0.0
 
     def step(self) -> int:
         """The newest step that any rank was seen in, -1 before the first."""
+        self._take_in()
         return int(self._record["step"][self._known].max()) if self._known.any() else -1
 
     def glance(self, now: float) -> tuple[NDArray[np.bool_], Floats, Floats]:
         """For a picture, cheaper than a window. Of each rank: whether its record of this generation is here, seconds since it
         last got on, seconds since its host's last report."""
+        self._take_in()
         silence = {host: now - at for host, at in self._last_report.items()}
         return (
             self._known.copy(),
@@ -172,36 +212,36 @@ class Fleet:
 
     def window(self, now: float) -> Window:
         """A picture of the fleet that later reports do not change."""
-        hosts = tuple(host for host, _, _ in self._places)
+        self._take_in()
+        steps_seen = int(self._count.min())
+        if self._times is None or self._times[0] != steps_seen:
+            self._times = (steps_seen, self._wall_ring.copy(), self._cpu_ring.copy())
+        silence = {host: now - self._last_report[host] for host in self._host_names}
         return Window(
             now=now,
             generation=self.generation,
-            hosts=hosts,
-            cards=tuple(slot for _, slot, _ in self._places),
+            hosts=self._hosts,
+            cards=self._cards,
             record=self._record.copy(),
             known=self._known.copy(),
             heartbeat_age=self._age + (now - self._seen_at),
             stale_cpu=self._cpu - self._cpu_at_beat,
             busy_cpu=self._cpu - self._cpu_at_move,
-            state=tuple(self._state),
+            state=self._state.copy(),
             unheld=self._unheld.copy(),
             quiet=now - self._moved_at,
-            host_silence={host: now - self._last_report[host] for host in sorted(set(hosts))},
-            host_late={host: self._late.get(host, 0.0) for host in sorted(set(hosts))},
-            local_wall=self._wall_ring.copy(),
-            local_cpu=self._cpu_ring.copy(),
-            steps_seen=int(self._count.min()),
+            host_silence=silence,
+            host_late={host: self._late.get(host, 0.0) for host in self._host_names},
+            local_wall=self._times[1],
+            local_cpu=self._times[2],
+            steps_seen=steps_seen,
             longest_gap=sorted(self._gaps)[-2] if len(self._gaps) > 1 else 0.0,
         )
 
 
-def _position(record: np.void) -> tuple[int, int, int, int, int]:
-    """What changes when a rank gets on. Not the heartbeat: that beats in a blocked rank too."""
+def _position(record: NDArray[np.void]) -> Ints:
+    """What changes when a rank gets on, one row each. Not the heartbeat: that beats in a blocked rank too."""
     groups = record["groups"]
-    return (
-        int(record["step"]),
-        int(record["attempt"]),
-        int(record["phase"]),
-        int(groups["enqueued"].sum(dtype=np.int64)),
-        int(groups["completed"].sum(dtype=np.int64)),
-    )
+    columns = [record[name].astype(np.int64) for name in ("step", "attempt", "phase")]
+    columns += [groups[name].sum(axis=1, dtype=np.int64) for name in ("enqueued", "completed")]
+    return np.stack(columns, axis=1)

@@ -26,6 +26,7 @@ from ninthsky.errors import UserError
 from ninthsky.guard.agent import refuse_if_owned
 from ninthsky.guard.faults import Fault, read_faults
 from ninthsky.guard.keys import CONTROLLER, forge
+from ninthsky.guard.picture import FILE
 from ninthsky.guard.shards import remove_folder
 from ninthsky.guard.spawner import die_with_parent
 from ninthsky.guard.spec import HostSpec, Injected, JobSpec, Watch
@@ -90,6 +91,7 @@ def _forget_earlier(folder: Path) -> None:
     """A new start: what an earlier job in this folder wrote does not count any more."""
     for name in ("journal.jsonl", "controller.json", "result.json", "events.jsonl"):
         (folder / name).unlink(missing_ok=True)
+    (folder / FILE).unlink(missing_ok=True)
     for name in ("faults", "usage"):
         shutil.rmtree(folder / name, ignore_errors=True)
 

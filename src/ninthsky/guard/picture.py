@@ -135,8 +135,8 @@ class Painter:
             for host, slot in _place(fault.card, fault.host):
                 self._mark(drawn, host, slot, Card.ACCUSED)
         for card in roster.kept_out:
-            host, slot = card.split("/")
-            self._mark(drawn, host, int(slot), Card.OUT)
+            name, number = card.split("/")
+            self._mark(drawn, name, int(number), Card.OUT)
         for host in roster.lost:
             self._mark(drawn, host, None, Card.OUT)
         return drawn

@@ -46,12 +46,11 @@ def place(before: list[Card], homes: list[str], candidates: list[Card], failures
     `before` is empty in the first generation: then ranks fill the hosts in order (`homes`: host of each rank). Among equals
     the card with the fewest `failures` (by card name) is taken. Raises ValueError when there are fewer candidates than ranks.
     """
-    free = sorted(candidates, key=lambda card: (card.host, card.slot))
-    chosen: list[Card | None] = [None] * len(homes)
-    for rank, card in enumerate(before):
-        if card in free:
-            chosen[rank] = card
-            free.remove(card)
+    ready = set(candidates)
+    chosen: list[Card | None] = [card if card in ready else None for card in before] or [None] * len(homes)
+    free = sorted(ready.difference(before), key=lambda card: (card.host, card.slot))
+    if not before:
+        return _first(free, homes, failures)
     for rank, home in enumerate(homes):
         if chosen[rank] is not None:
             continue
@@ -61,6 +60,26 @@ def place(before: list[Card], homes: list[str], candidates: list[Card], failures
         chosen[rank] = card
         free.remove(card)
     return [card for card in chosen if card is not None]
+
+
+def _first(free: list[Card], homes: list[str], failures: Mapping[str, int]) -> list[Card]:
+    """The first generation: each host's ranks take its own cards, what is left over goes where there is room."""
+    by_host: dict[str, list[Card]] = {}
+    for one in free:
+        by_host.setdefault(one.host, []).append(one)
+    for cards in by_host.values():
+        cards.sort(key=lambda card: (failures.get(card.name, 0), card.slot), reverse=True)
+    own = [by_host[home].pop() if by_host.get(home) else None for home in homes]
+    left = [card for cards in by_host.values() for card in cards]
+    taken: list[Card] = []
+    for home, card in zip(homes, own, strict=True):
+        if card is None:
+            if not left:
+                raise ValueError(f"{len(free)} cards for {len(homes)} ranks")
+            card = _best(left, home, failures)
+            left.remove(card)
+        taken.append(card)
+    return taken
 
 
 def _best(free: list[Card], host: str, failures: Mapping[str, int]) -> Card:

@@ -18,6 +18,7 @@ class Regroup:
     def __init__(self, state: JobState) -> None:
         self._state = state
         self._inventories: dict[str, list[p.ShardInfo]] = {}
+        self._wanted: set[str] = set()  # hosts whose inventory has not come
         self._joined: dict[int, int] = {}  # rank -> the step that it is about to do
         self._reached = -1  # how far training had come when it was broken off
 
@@ -35,17 +36,20 @@ class Regroup:
             fault.timeline.aborted = fault.timeline.aborted or state.wall()
         state.enter("collect")
         self._inventories, self._joined, state.broken = {}, {}, {}
+        self._wanted = set(state.roster.live())
         for host in state.roster.live():
             self._prepare(host)
 
     def prepare_if_missing(self, host: str) -> None:
         """Asks a host again whose inventory has not come: it may have been away when the generation was declared."""
         if self._state.stage == "collect" and host not in self._inventories:
+            self._wanted.add(host)
             self._prepare(host)
 
     def inventory(self, host: str, inventory: p.Inventory) -> None:
         if self._state.stage == "collect" and inventory.generation == self._state.generation:
             self._inventories[host] = inventory.shards
+            self._wanted.discard(host)
 
     def place_failed(self, host: str, failed: p.PlaceFailed) -> None:
         if self._state.stage == "form" and failed.generation == self._state.generation:
@@ -69,7 +73,8 @@ class Regroup:
         if state.stage == "recover":
             self._recover()
         elif state.stage == "collect":
-            if all(host in self._inventories for host in state.roster.live()):
+            lost = state.roster.lost
+            if len(self._wanted) <= len(lost) and self._wanted <= lost:
                 self._settle()
         elif state.stage == "wait":
             if len(state.roster.candidates()) >= world:
@@ -82,9 +87,9 @@ class Regroup:
     def late(self) -> Verdict | None:
         """About ranks that do not join in time; None while there is time."""
         state = self._state
-        missing = tuple(rank for rank in range(state.spec.world) if rank not in self._joined)
-        if state.stage != "form" or not missing or state.waited <= state.watch.join_seconds:
+        if state.stage != "form" or len(self._joined) == state.spec.world or state.waited <= state.watch.join_seconds:
             return None
+        missing = tuple(rank for rank in range(state.spec.world) if rank not in self._joined)
         text = f"ranks {', '.join(map(str, missing))} did not join within {state.watch.join_seconds:.0f} s"
         if len(missing) <= max(1, state.spec.world // 4):
             return Verdict("stuck", missing, text, (), (), 0.5, onset=state.waited)

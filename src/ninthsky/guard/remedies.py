@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ninthsky.guard.faults import Fault
 from ninthsky.guard.fleet import Window
 from ninthsky.guard.judges import Verdict
@@ -20,6 +22,7 @@ class Remedies:
         self._state, self._regroup = state, regroup
         self._bad_steps: dict[int, BadStep] = {}
         self._borne: dict[tuple[str, str], Fault] = {}  # (cause, card) that was told, and nothing is done about
+        self._advised: dict[str, Remedy] = {}  # by fault: what would be done, were it allowed
 
     def fault(self, verdict: Verdict, window: Window | None = None, status: int = 0) -> None:
         """Names a fault, decides, and acts if it may. `status`: exit status where a process ended."""
@@ -46,6 +49,21 @@ class Remedies:
         if key in step.answers:
             self._state.to_rank(proc, step.answers[key])
 
+    def approve(self, id: str, named: float | None, who: str) -> bool:
+        """A person allows what was advised for a fault. False where nothing waits for it, or its card moved."""
+        state, remedy = self._state, self._advised.get(id)
+        fault = next((fault for fault in state.book.faults if fault.id == id), None)
+        if remedy is None or fault is None or fault.state != "advised" or fault.timeline.named != named or state.stage != "run":
+            return False
+        if fault.card and any(state.roster.places[rank].card != fault.card for rank in remedy.evict):
+            return False
+        del self._advised[id]
+        self._borne.pop((fault.cause, fault.card), None)
+        fault.state = "open"
+        allowed = replace(remedy, text=f"{remedy.text} (approved by {who})")
+        self._apply(fault, allowed, state.fleet.window(state.clock()), "fault.rung", approved=True)
+        return True
+
     def is_borne(self, verdict: Verdict, window: Window) -> bool:
         """Whether this was told before and nothing better is at hand now: a slow card is borne until a spare is ready."""
         if (verdict.cause, _card(verdict, window)) not in self._borne:
@@ -70,9 +88,12 @@ class Remedies:
 
     # -- within -------------------------------------------------------------------------------------------------------
 
-    def _apply(self, fault: Fault, remedy: Remedy, window: Window, kind: str = "fault.named") -> None:
+    def _apply(
+        self, fault: Fault, remedy: Remedy, window: Window, kind: str = "fault.named", *, approved: bool = False
+    ) -> None:
         state = self._state
-        acts = state.watch.action == "act" or remedy.rung in {"redo", "rotate"}  # these two change nothing that was asked for
+        free = remedy.rung in {"redo", "rotate"}  # these two change nothing that was asked for
+        acts = state.watch.action == "act" or free or approved
         state.book.remedy(fault, remedy.text if acts else f"advised only: {remedy.text}")
         state.tell(kind, **fault.named())
         state.journal.write("fault", id=fault.id, cause=fault.cause, card=fault.card, rung=remedy.rung)
@@ -81,11 +102,14 @@ class Remedies:
             state.book.save(fault)
             state.fail(f"{fault}; {remedy.text}")
         elif not acts or remedy.rung == "bear":
+            if remedy.rung in {"regroup", "rebuild"}:
+                self._advised[fault.id] = remedy
             self._bear(fault, remedy)
         elif remedy.rung in {"regroup", "rebuild"}:
             state.history.rebuilds += remedy.rung == "rebuild"
             if fault.cause == "host":
-                state.lose(fault.host)
+                for host in sorted({state.roster.places[rank].host for rank in remedy.evict}):
+                    state.lose(host)
             for rank in remedy.evict:
                 self._evict(state.roster.places[rank], fault)
             if state.stage in {"collect", "wait"}:

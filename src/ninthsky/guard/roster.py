@@ -42,29 +42,48 @@ class Roster:
         self.spec = spec
         self.hosts = {host.name: Host() for host in spec.hosts}
         self.processes: dict[tuple[str, int], Proc] = {}  # (host, pid) -> those that live
-        self.places: list[Proc] = []
+        self._of_host: dict[str, list[Proc]] = {host.name: [] for host in spec.hosts}
+        self._places: list[Proc] = []
+        self._rank_of: dict[int, int] = {}  # by the process object's identity
         self.lost: set[str] = set()
         self.kept_out: set[str] = set()  # cards
 
     def process(self, host: str, slot: int, pid: int) -> Proc:
         """The process, made known if it was not."""
-        return self.processes.setdefault((host, pid), Proc(host, slot, pid))
+        proc = self.processes.get((host, pid))
+        if proc is None:
+            proc = self.processes[host, pid] = Proc(host, slot, pid)
+            self._of_host[host].append(proc)
+        return proc
+
+    def ended(self, host: str, pid: int) -> Proc | None:
+        """The process lives no more; None where it was not known."""
+        proc = self.processes.pop((host, pid), None)
+        if proc is not None:
+            self._of_host[host].remove(proc)
+        return proc
 
     def of_host(self, host: str) -> list[Proc]:
-        return [proc for proc in self.processes.values() if proc.host == host]
+        return list(self._of_host[host])
 
     def lose(self, host: str) -> None:
         """The host and all its processes count no more."""
         self.lost.add(host)
         for proc in self.of_host(host):
             proc.out = True
-            del self.processes[host, proc.pid]
+            self.ended(host, proc.pid)
+
+    @property
+    def places(self) -> list[Proc]:
+        return self._places
+
+    @places.setter
+    def places(self, places: list[Proc]) -> None:
+        self._places = places
+        self._rank_of = {id(proc): rank for rank, proc in enumerate(places)}
 
     def rank_of(self, proc: Proc) -> int | None:
-        for rank, holder in enumerate(self.places):
-            if holder is proc:
-                return rank
-        return None
+        return self._rank_of.get(id(proc))
 
     def live(self) -> list[str]:
         """Hosts that have an agent and were not lost."""

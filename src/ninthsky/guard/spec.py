@@ -51,6 +51,8 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     start_seconds: float = 180.0  # until every process is ready
     join_seconds: float = 45.0  # from assignment until every rank joined
     spare_seconds: float = 180.0  # until a respawned spare is ready, where none was left
+    webhook: str = ""  # address that is told of faults, in Alertmanager's form
+    drain: Literal["advise", "slurm", "kubernetes"] = "advise"  # hosts with a card that is kept out, and lost ones
 
     @classmethod
     def of(cls, guard: Guard, **changes: float | bool) -> Watch:

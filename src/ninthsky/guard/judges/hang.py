@@ -18,39 +18,59 @@ from ninthsky.guard.probe.record import Phase
 SETTLING_STEPS = 3  # first steps of a generation are slower: caches, allocations, connections
 SETTLING_FACTOR = 4.0
 GAP_FACTOR = 3.0
-STOPPED = frozenset("Tt")
+STOPPED = ("T", "t")
 BUSY_SHARE = 0.25  # of the quiet time spent on the processor: such a rank works (a checkpoint, an export), if slowly
 BUSY_FACTOR = 8.0
+UNHEARD_SHARE = 0.1  # of the ranks on silent or late hosts; with more, no hang is judged
+LATE_SECONDS = 0.5  # an agent whose own clock tick came so late stood still itself
+MANY = 8  # ranks that are waited for at once; more are no cards
 IDLE_CPU = 0.05  # seconds of processor time since the last heartbeat, below which a process did nothing
 
 
 def judge_hang(window: Window, limits: Limits) -> list[Verdict]:
-    """At most one verdict; none while anything moves, or while the ages themselves cannot be trusted."""
-    if (
-        max(window.host_silence.values(), default=0.0) > limits.host_seconds / 2
-        or max(window.host_late.values(), default=0.0) > 0.5
-    ):
+    """Who holds the others up; nobody while anything moves, or while what is known of them cannot be trusted.
+
+    A few hosts of many may be silent or late, lost messages do that; then nobody on one of those is named.
+    """
+    heard = judged_hosts(window, limits)
+    if (~heard).mean() > UNHEARD_SHARE:
         return []  # another judge's case, or this machine itself stood still
-    return judge_frozen(window, limits) or judge_stuck(window, limits)
+    verdicts = judge_frozen(window, limits) or judge_stuck(window, limits)
+    return [] if any(not heard[list(verdict.ranks)].all() for verdict in verdicts) else verdicts
+
+
+def judged_hosts(window: Window, limits: Limits) -> NDArray[np.bool_]:
+    """[ranks]: whether the rank's host reports, and in time."""
+    doubtful = {host for host, silence in window.host_silence.items() if silence > limits.host_seconds / 2}
+    doubtful |= {host for host, late in window.host_late.items() if late > LATE_SECONDS}
+    if not doubtful:
+        return np.ones(window.ranks, bool)
+    return np.array([host not in doubtful for host in window.hosts])
 
 
 def judge_frozen(window: Window, limits: Limits) -> list[Verdict]:
     """A process whose heart stopped, while others' beat."""
     age = window.heartbeat_age
-    stopped = np.array([letter in STOPPED for letter in window.state])
+    if age.max(initial=0.0) < limits.hang_seconds:
+        return []
+    letters = np.asarray(window.state)
+    stopped = np.isin(letters, STOPPED)
     started = window.known & (window.record["phase"] > Phase.START)
-    starved = np.array([letter == "R" for letter in window.state])  # runnable, and gets no turn: the machine is crowded
+    starved = letters == "R"  # runnable, and gets no turn: the machine is crowded
     silent = (age >= limits.hang_seconds) & (stopped | (started & ~starved & (window.stale_cpu < IDLE_CPU)))
     beating = age < limits.hang_seconds / 2
     if not silent.any() or not (beating.any() or stopped.any()):
         return []
     # A stopped process is beyond doubt; one that merely does not beat must also hold the others up.
-    ranks = [int(rank) for rank in np.flatnonzero(silent) if stopped[rank] or window.quiet[beating].min(initial=np.inf) >= 1.0]
+    blocked = window.quiet[beating].min(initial=np.inf) >= max(1.0, window.longest_gap)
+    silent &= stopped | blocked
+    silent &= judged_hosts(window, limits)
+    ranks = [int(rank) for rank in np.flatnonzero(silent)]
     verdicts = []
     for rank in ranks:
         facts = [
             Fact("heartbeat age", float(age[rank]), limits.hang_seconds, "s", "record in shared memory"),
-            Fact("process state", window.state[rank], "T" if stopped[rank] else None, source="/proc/PID/stat"),
+            Fact("process state", str(window.state[rank]), "T" if stopped[rank] else None, source="/proc/PID/stat"),
             Fact("processor time since the last heartbeat", float(window.stale_cpu[rank]), IDLE_CPU, "s", "/proc/PID/stat"),
             *_waiting_for(window, rank),
         ]
@@ -88,8 +108,11 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
     )
     beating = "a frozen process: every heartbeat thread still beats, so only the main thread is stuck"
     if graph.mismatched.any():
-        ranks = ", ".join(map(str, np.flatnonzero(graph.mismatched)))
-        facts = (*base, Fact("ranks in a different collective under the same number", ranks, source="op hash of the records"))
+        ranks = np.flatnonzero(graph.mismatched)
+        facts = (
+            *base,
+            Fact("ranks in a different collective under the same number", _listed(ranks), source="op hash of the records"),
+        )
         return [
             Verdict(
                 "mismatch",
@@ -109,8 +132,8 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
         )
         text = "every rank entered the same collective and none left it: a link or the transport"
         return [Verdict("unknown", (), text, facts, (beating, "a rank that did not arrive: all arrived"), 0.5, onset=quiet)]
-    if len(roots) > max(1, window.ranks // 4):
-        facts = (*base, Fact("ranks waited for", ", ".join(map(str, roots)), source="sequence numbers"))
+    if len(roots) > max(1, min(window.ranks // 4, MANY)):
+        facts = (*base, Fact("ranks waited for", _listed(roots), source="sequence numbers"))
         return [Verdict("unknown", (), f"{len(roots)} ranks at once are waited for", facts, (beating,), 0.3, onset=quiet)]
     if (window.unheld[roots] >= 1.0).all():
         facts = (*base, Fact("longest wait for a shard's copy", float(window.unheld[roots].max()), 1.0, "s", "agent"))
@@ -137,7 +160,7 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
             *base,
             Fact("phase", phase, source="record"),
             Fact("processor time since it last got on", cpu, BUSY_SHARE * quiet, "s", "/proc/PID/stat"),
-            Fact("process state", window.state[rank], source="/proc/PID/stat"),
+            Fact("process state", str(window.state[rank]), source="/proc/PID/stat"),
             *_waiting_for(window, rank),
         )
         text = f"main thread is stuck in phase {phase}"
@@ -179,15 +202,34 @@ class WaitFor:
         behind = ~at_front & stands[member_of]
         self.waited_for[rows[behind]] = True
         # A member that stands in an older collective of the same group waits for yet others, not for the front.
-        for group in np.flatnonzero(stands):
-            inside = (member_of == group) & at_front & (completed < enqueued)
-            kinds, counts = np.unique(op[inside], return_counts=True)
-            if len(kinds) > 1:
-                self.mismatched[rows[inside & (op != kinds[counts.argmax()])]] = True
+        inside = np.flatnonzero(at_front & (completed < enqueued))
+        self.mismatched[rows[inside[_minority(member_of[inside], op[inside])]]] = True
         if self.waiting.any() and not self.waited_for.any():
             # Somebody may never have entered the group at all in this generation: then it is not in that rank's record.
             self.waited_for = ~self.waiting
         self.roots = self.waited_for & ~self.waiting
+
+
+def _minority(group: NDArray[np.int64], op: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Of each entry, whether most entries of its group have another `op`."""
+    if not len(group):
+        return np.zeros(0, bool)
+    order = np.lexsort((op, group))
+    sorted_group, sorted_op = group[order], op[order]
+    starts = np.flatnonzero(np.r_[True, (sorted_group[1:] != sorted_group[:-1]) | (sorted_op[1:] != sorted_op[:-1])])
+    counts = np.diff(np.r_[starts, len(group)])
+    ranked = np.lexsort((-counts, sorted_group[starts]))  # of each group the most frequent first
+    first = np.r_[True, np.diff(sorted_group[starts][ranked]) != 0]
+    small = np.ones(len(starts), bool)
+    small[ranked[first]] = False
+    minority = np.empty(len(group), bool)
+    minority[order] = np.repeat(small, counts)
+    return minority
+
+
+def _listed(ranks: NDArray[np.int64]) -> str:
+    more = f" and {len(ranks) - 20} more" if len(ranks) > 20 else ""
+    return ", ".join(map(str, ranks[:20].tolist())) + more
 
 
 def _waiting_for(window: Window, rank: int) -> list[Fact]:

@@ -1,4 +1,4 @@
-"""A whole host: its agent is silent while the ranks of other hosts wait."""
+"""Whole hosts: their agents are silent while the ranks of other hosts wait."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from ninthsky.guard.fleet import Window
 from ninthsky.guard.judges.verdict import Limits, Verdict
 
 BLOCKED_SECONDS = 1.0
+TOGETHER_SECONDS = 1.5  # between two reports of one host on a large fleet, and some more
 
 
 def judge_host(window: Window, limits: Limits) -> list[Verdict]:
-    """One verdict per silent host. A silent agent alone is no fault: while training goes on, only its line to us is cut."""
-    verdicts = []
-    for host, silence in window.host_silence.items():
-        if silence < limits.host_seconds:
-            continue
-        others = np.array([name != host and window.host_silence[name] < limits.host_seconds / 2 for name in window.hosts])
-        if not others.any():
-            continue  # nobody is left to compare with: the controller itself may be cut off
-        quiet = float(window.quiet[others].min())
-        if quiet < BLOCKED_SECONDS:
-            continue
-        ranks = tuple(rank for rank, name in enumerate(window.hosts) if name == host)
-        heard = max(window.host_silence[name] for name, other in zip(window.hosts, others, strict=True) if other)
-        facts = (
-            Fact("no report from its agent", silence, limits.host_seconds, "s", "controller"),
-            Fact("no progress on the ranks of other hosts", quiet, BLOCKED_SECONDS, "s", "records"),
-            Fact("ranks on it", ", ".join(map(str, ranks))),
-        )
-        ruled_out = (
-            f"the controller's own network: other hosts reported {heard:.1f} s ago",
-            "one card: all ranks of the host went silent together",
-        )
-        verdicts.append(
-            Verdict(
-                "host",
-                ranks,
-                "host is lost or cut off: its agent is silent and other hosts wait",
-                facts,
-                ruled_out,
-                0.9,
-                host=host,
-                onset=silence,
-            )
-        )
-    return verdicts
+    """One verdict, of all hosts that went silent: many at once are one fault of what they share (a rack, a switch).
+
+    A silent agent alone is no fault: while training goes on, only its line to us is cut.
+    """
+    silent = [host for host, silence in window.host_silence.items() if silence >= limits.host_seconds]
+    if not silent:
+        return []
+    heard = {host: silence for host, silence in window.host_silence.items() if silence < limits.host_seconds / 2}
+    if not heard:
+        return []  # nobody is left to compare with: the controller itself may be cut off
+    others = np.array([host in heard for host in window.hosts])
+    quiet = float(window.quiet[others].min())
+    blocked = max(BLOCKED_SECONDS, window.longest_gap)
+    if quiet < blocked:
+        return []
+    # Reports come now and then: of hosts that went together, some are past the limit first. Those on the way are waited for.
+    between = [host for host, silence in window.host_silence.items() if host not in heard and silence < limits.host_seconds]
+    longest = max(window.host_silence[host] for host in silent)
+    if between and longest < limits.host_seconds + TOGETHER_SECONDS:
+        return []
+    ranks = tuple(rank for rank, name in enumerate(window.hosts) if name in set(silent))
+    many = len(silent) > 1
+    facts = (
+        Fact("no report from its agent", longest, limits.host_seconds, "s", "controller"),
+        Fact("no progress on the ranks of other hosts", quiet, blocked, "s", "records"),
+        Fact("ranks on it", ", ".join(map(str, ranks[:20])) + (f" and {len(ranks) - 20} more" if len(ranks) > 20 else "")),
+    )
+    ruled_out = (
+        f"the controller's own network: {len(heard)} other hosts reported, the oldest {max(heard.values()):.1f} s ago",
+        "one card: all ranks of the host went silent together",
+    )
+    text = (
+        f"{len(silent)} hosts are lost or cut off together (rack, switch or power): their agents are silent and others wait"
+        if many
+        else "host is lost or cut off: its agent is silent and other hosts wait"
+    )
+    return [Verdict("host", ranks, text, facts, ruled_out, 0.9, host=", ".join(silent), onset=longest)]

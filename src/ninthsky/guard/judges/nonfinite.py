@@ -80,6 +80,4 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonf
             (before, f"the card of rank {first.ranks[0]}: it is {FINE[what]} with other samples"),
             0.95,
         )
-    return "gone", Verdict(
-        what, first.ranks, f"gradient {bad}, not seen again when the data was moved", facts, (before,), 0.5
-    )
+    return "gone", Verdict(what, first.ranks, f"gradient {bad}, not seen again when the data was moved", facts, (before,), 0.5)

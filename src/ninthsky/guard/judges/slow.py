@@ -3,6 +3,8 @@
 Two clocks, because each is blind to something: processor time does not see a process that is kept from running, wall time on
 busy cores hides extra work in everybody's noise (1.2 x extra work read 1.08 on the wall and 1.18 in processor time). But extra
 work must show on the wall at least a little: where only the processor clock differs, the peers were kept from running.
+
+Peers are ranks that do the same work: of the groups that a rank is in, the one whose members' times are most alike.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ninthsky.evidence import Fact
-from ninthsky.guard.fleet import STEPS, Floats, Window
+from ninthsky.guard.fleet import STEPS, Floats, Ints, Window
 from ninthsky.guard.judges.hang import SETTLING_STEPS
 from ninthsky.guard.judges.verdict import Limits, Verdict
 
@@ -20,10 +23,14 @@ PERSISTENCE = 0.75  # share of the steps in which the rank itself must exceed th
 WALL_PATIENCE = 2  # on the wall clock alone it must last so many times longer: a neighbour's noise comes and goes
 ECHO = 0.25  # share of the ratio's excess over 1 that the wall must show for extra processor time
 FLOOR_MS = 1.0  # medians under this say nothing
+PEERS = 8  # fewest members of a group that is compared within; else the whole fleet is
+ONE_IN = 8  # of so many ranks one can be slow: of four, two that are slow leave nobody to compare with
+MANY = 4  # slow ranks at once; more are no cards
+MATES = 0.4  # share of a rank's excess that the others of its host show: then it is the host's neighbour that takes time
 
 
 class Reading(NamedTuple):
-    """One clock over some steps: the slowest rank, its median against its peers' and against the second slowest."""
+    """One clock over some steps, of one rank: its median against its peers', the margin to the next slowest rank."""
 
     clock: str
     steps: int
@@ -44,50 +51,107 @@ class Reading(NamedTuple):
         )
 
 
+class Clock:
+    """One clock's times [ranks, steps] in milliseconds, of all ranks and each against its own peers."""
+
+    def __init__(self, name: str, times: Floats, groups: Ints) -> None:
+        """`groups` [ranks, columns]: numbers of the groups that a rank is in, -1 for none."""
+        self.name, self.times, self.steps = name, times, times.shape[1]
+        self.medians = np.median(times, axis=1)
+        self.peers = _most_alike(self.medians, groups)
+        self.ratio = self.medians / _group_medians(self.medians, self.peers)
+
+    def slowest(self, threshold: float) -> list[Reading]:
+        """The slowest rank, or as many as stand apart from all others together; their share of steps is counted."""
+        most = max(1, min(len(self.ratio) // ONE_IN, MANY))
+        top = np.argsort(self.ratio)[::-1][: most + 1]
+        falls = self.ratio[top[:-1]] / self.ratio[top[1:]]
+        above = np.flatnonzero((falls >= _apart(threshold)) & (self.ratio[top[:-1]] >= threshold))
+        count = int(above[-1]) + 1 if len(above) else 1
+        found = []
+        for rank in map(int, top[:count]):
+            peers = self.times[self.peers == self.peers[rank]]
+            share = float((self.times[rank] > threshold * np.median(peers, axis=0)).mean())
+            found.append(Reading(self.name, self.steps, rank, float(self.ratio[rank]), float(falls[count - 1]), share))
+        return found
+
+
 def judge_slow(window: Window, limits: Limits) -> list[Verdict]:
-    """At most one verdict: the slowest rank, if it stands out on a clock, persistently, and from the second slowest too."""
+    """Ranks that stand out from their peers on a clock, persistently, and from the next slowest too; mostly none or one.
+
+    Where noise is in the way, more steps are looked at, up to STEPS.
+    """
     if window.ranks < 3 or window.steps_seen < limits.slow_steps + SETTLING_STEPS:
         return []  # of two, nobody can tell which one is normal
-    threshold = limits.slow_ratio
-    processor = read_clock("processor", window.local_cpu[:, -limits.slow_steps :], threshold)
-    wall = read_clock("wall", window.local_wall[:, -limits.slow_steps :], threshold)
-    if processor is not None and processor.stands_out(threshold):
-        if wall is None or wall.rank != processor.rank or wall.ratio < 1 + ECHO * (threshold - 1):
-            return []  # its peers used less processor time because they were kept from running
-        both = wall.stands_out(threshold)
-        text = "its own work takes longer on the processor clock" + (" and on the wall clock" if both else "")
-        ruled_out = "a neighbour that takes its processor: the rank itself used more processor time"
-        facts = processor.facts(threshold) + (
-            wall.facts(threshold) if both else (Fact("wall clock against the peers' median", wall.ratio, unit="x"),)
-        )
-        return [_verdict(window, processor.rank, text, facts, ruled_out, 0.95 if both else 0.85)]
-    steps = min(limits.slow_steps * WALL_PATIENCE, STEPS)
-    longer = read_clock("wall", window.local_wall[:, -steps:], threshold)
-    if longer is None or not longer.stands_out(threshold):
-        return []
-    text = "its own work takes longer on the wall clock only: it is kept from running"
-    facts = longer.facts(threshold)
-    if processor is not None:
-        cpu = np.median(window.local_cpu[:, -limits.slow_steps :], axis=1)
-        facts += (
-            Fact("its processor time against the peers' median", float(cpu[longer.rank] / np.median(cpu)), threshold, "x"),
-        )
-    return [_verdict(window, longer.rank, text, facts, "more work or a slower core: its processor time is as its peers'", 0.75)]
+    groups = _numbered(window.record["groups"]["id"])
+    steps = limits.slow_steps
+    while steps <= min(STEPS, max(window.steps_seen - SETTLING_STEPS, limits.slow_steps)):
+        walls, cpus = window.local_wall[:, -steps:], window.local_cpu[:, -steps:]
+        wall, processor = read_clock("wall", walls, groups), read_clock("processor", cpus, groups)
+        verdicts = _judge(window, limits, wall, processor)
+        if verdicts is not None:
+            return verdicts
+        steps *= 2
+    return []
 
 
-def read_clock(clock: str, times: Floats, threshold: float) -> Reading | None:
+def read_clock(clock: str, times: Floats, groups: Ints) -> Clock | None:
     """What `times` [ranks, steps] (milliseconds) say; None while steps are missing (NaN) or too short to tell."""
     if np.isnan(times).any():
         return None
-    medians = np.median(times, axis=1)
-    peers = float(np.median(medians))
-    if peers < FLOOR_MS:
+    read = Clock(clock, times, groups)
+    return read if float(np.median(read.medians)) >= FLOOR_MS else None
+
+
+def _judge(window: Window, limits: Limits, wall: Clock | None, processor: Clock | None) -> list[Verdict] | None:
+    """None: nobody stands out, and more steps might tell; an empty list: who stands out is not to blame."""
+    threshold = limits.slow_ratio
+    suspicious = False
+    for clock in (processor, wall):
+        if clock is None or clock.ratio.max() < threshold:
+            continue
+        suspicious = True
+        if clock is wall and clock.steps < limits.slow_steps * WALL_PATIENCE:
+            continue
+        slow = [reading for reading in clock.slowest(threshold) if reading.stands_out(threshold)]
+        if not slow:
+            continue
+        if clock is processor:
+            return [verdict for r in slow if (verdict := _more_work(window, r, wall, threshold))]
+        return [verdict for r in slow if (verdict := _kept_from_running(window, r, clock, processor, threshold))]
+    return None if suspicious else []
+
+
+def _more_work(window: Window, reading: Reading, wall: Clock | None, threshold: float) -> Verdict | None:
+    rank = reading.rank
+    if wall is None or wall.ratio[rank] < 1 + ECHO * (threshold - 1):
+        return None  # its peers used less processor time because they were kept from running
+    on_wall = [r for r in wall.slowest(threshold) if r.rank == rank and r.stands_out(threshold)]
+    if not on_wall and window.ranks < PEERS and wall.ratio.argmax() != rank:
         return None
-    order = np.argsort(medians)
-    slowest, second = int(order[-1]), int(order[-2])
-    share = float((times[slowest] > threshold * np.median(times, axis=0)).mean())
-    margin = float(medians[slowest] / medians[second])
-    return Reading(clock, times.shape[1], slowest, float(medians[slowest] / peers), margin, share)
+    text = "its own work takes longer on the processor clock" + (" and on the wall clock" if on_wall else "")
+    ruled_out = "a neighbour that takes its processor: the rank itself used more processor time"
+    seen = Fact("wall clock against the peers' median", float(wall.ratio[rank]), unit="x")
+    facts = reading.facts(threshold) + (on_wall[0].facts(threshold) if on_wall else (seen,))
+    return _verdict(window, rank, text, facts, ruled_out, 0.95 if on_wall else 0.85)
+
+
+def _kept_from_running(
+    window: Window, reading: Reading, wall: Clock, processor: Clock | None, threshold: float
+) -> Verdict | None:
+    rank = reading.rank
+    mates = np.array([host == window.hosts[rank] for host in window.hosts])
+    mates[rank] = False
+    facts = reading.facts(threshold)
+    if mates.sum() >= 3:
+        excess = float(np.median(wall.ratio[mates])) - 1
+        if excess >= MATES * (reading.ratio - 1) or (wall.ratio[mates] >= 1 + MATES * (reading.ratio - 1)).sum() >= 2:
+            return None  # something else on this host takes the time of several
+        facts += (Fact("wall clock of the others on its host", 1 + excess, 1 + MATES * (reading.ratio - 1), "x"),)
+    if processor is not None:
+        facts += (Fact("its processor time against the peers' median", float(processor.ratio[rank]), threshold, "x"),)
+    text = "its own work takes longer on the wall clock only: it is kept from running"
+    return _verdict(window, rank, text, facts, "more work or a slower core: its processor time is as its peers'", 0.75)
 
 
 def _apart(threshold: float) -> float:
@@ -104,3 +168,42 @@ def _verdict(window: Window, rank: int, text: str, facts: tuple[Fact, ...], rule
         )
     noise = f"noise: it exceeded the threshold in at least {PERSISTENCE:.0%} of the steps, well apart from the second slowest"
     return Verdict("slow", (rank,), text, facts, (ruled_out, noise), confidence)
+
+
+# -- peers ----------------------------------------------------------------------------------------------------------------
+
+
+def _numbered(ids: NDArray[np.uint64]) -> Ints:
+    """Ids of groups [ranks, columns] as numbers from 0; -1 where there is none, or where too few have it."""
+    used = ids[:, (ids != 0).any(axis=0)]
+    names, number, count = np.unique(used, return_inverse=True, return_counts=True)
+    kept = (names != 0) & (count >= PEERS)
+    return np.where(kept[number], number, -1).reshape(used.shape)
+
+
+def _most_alike(medians: Floats, groups: Ints) -> Ints:
+    """For each rank the group whose members are most alike (median absolute deviation of the logarithm); -1: the fleet."""
+    logs = np.log(np.maximum(medians, 1e-9))
+    best = np.full(len(medians), -1)
+    spread = np.full(len(medians), np.median(np.abs(logs - np.median(logs))))
+    for column in groups.T:
+        inside = np.flatnonzero(column >= 0)
+        if not len(inside):
+            continue
+        away = np.abs(logs[inside] - _group_medians(logs[inside], column[inside]))
+        within = _group_medians(away, column[inside])
+        closer = within < 0.8 * spread[inside]  # a small group is alike by chance now and then: it must be clearly so
+        best[inside[closer]], spread[inside[closer]] = column[inside[closer]], within[closer]
+    return best
+
+
+def _group_medians(values: Floats, group: Ints) -> Floats:
+    """Of each entry, the median of its group's values."""
+    order = np.lexsort((values, group))
+    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
+    counts = np.diff(np.r_[starts, len(group)])
+    inner = values[order]
+    middle = 0.5 * (inner[starts + (counts - 1) // 2] + inner[starts + counts // 2])
+    medians = np.empty(len(values))
+    medians[order] = np.repeat(middle, counts)
+    return medians

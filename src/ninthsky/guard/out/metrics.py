@@ -89,10 +89,10 @@ class JobCollector(Collector):
         head = picture.head
         yield self._gauge("controller_seen_timestamp_seconds", "When the controller last wrote its picture.", head.time)
         yield self._gauge("step", "Newest step that any rank is in.", head.step)
-        yield self._gauge("committed_step", "Newest step that every rank finished and whose state is held twice.", head.committed)
+        yield self._gauge("committed_step", "Newest step that all finished and whose state is held twice.", head.committed)
         yield self._gauge("generation", "Number of times that the groups were formed.", head.generation)
         yield self._counter("evictions", "Cards that were replaced.", head.evictions)
-        yield self._counter("calls_lost", "Calls to people and orders to the scheduler that could not be made.", head.calls_lost)
+        yield self._counter("calls_lost", "Calls to people and drains that could not be made.", head.calls_lost)
         cards = GaugeMetricFamily("ninthsky_cards", "Card slots by state.", labels=["job", "state"])
         counts = np.bincount(picture.cards, minlength=len(WORDS))
         for card, word in WORDS.items():

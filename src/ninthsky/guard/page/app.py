@@ -38,7 +38,7 @@ HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # no-referrer would make the Origin of our own login form null
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -95,6 +95,7 @@ class Page:
             Route("/", self._checked(self._home)),
             Route("/page.js", self._checked(_static("page.js", "text/javascript"))),
             Route("/page.css", self._checked(_static("page.css", "text/css"))),
+            Route("/favicon.ico", self._checked(_nothing)),
             Route("/login", self._checked(self._login_form)),
             Route("/login", self._checked(self._login), methods=["POST"]),
             Route("/logout", self._checked(self._logout), methods=["POST"]),
@@ -110,7 +111,9 @@ class Page:
         while True:
             try:
                 self.step()
-            except Exception:  # a folder in the middle of being made anew must not end the page; it is told, and looked at again
+            except (
+                Exception
+            ):  # a folder in the middle of being made anew must not end the page; it is told, and looked at again
                 log.exception("looking at %s failed", self.view.job.folder)
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -126,14 +129,13 @@ class Page:
     def _send(self, data: bytes | None) -> None:
         self.sent_bytes += len(data or b"")
         for reader in list(self._readers):
-            if data is None or reader.full():
-                self._readers.discard(reader)
-                while not reader.empty():
-                    reader.get_nowait()
-                data_or_end: bytes | None = None
-            else:
-                data_or_end = data
-            reader.put_nowait(data_or_end)
+            if data is not None and not reader.full():
+                reader.put_nowait(data)
+                continue
+            self._readers.discard(reader)
+            while not reader.empty():
+                reader.get_nowait()
+            reader.put_nowait(None)
 
     async def _events(self, request: Request) -> Response:
         self._must_look(request)
@@ -293,6 +295,10 @@ def _event(kind: str, value: object) -> bytes:
 
 def _file(name: str) -> str:
     return resources.files("ninthsky.guard.page").joinpath("static", name).read_text("utf-8")
+
+
+async def _nothing(request: Request) -> Response:
+    return Response(status_code=204)
 
 
 def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

@@ -19,9 +19,9 @@ def whole(cards: Cards) -> list[int]:
 
 
 def changes(shown: Cards, cards: Cards, runs: int) -> list[int]:
-    """What turns `shown` into `cards`, as [gap, length, state, ...] (gap: slots since the end of the run before); at most `runs`
-    runs. `shown` is changed in place to what a reader has after them. Urgent states (later ones of picture.Card) go first
-    where not everything fits."""
+    """What turns `shown` into `cards`, as [gap, length, state, ...] (gap: slots since the end of the run before), in at most
+    `runs` runs. `shown` is changed in place to what a reader has after them. Urgent states (later ones of picture.Card)
+    go first where not everything fits."""
     differ = np.flatnonzero(shown != cards)
     if not len(differ):
         return []

@@ -20,7 +20,7 @@ class Cost:
 
 def step_seconds(steps: Sequence[tuple[int, float]]) -> float:
     """Median of the newest 64 steps; 0 before the first."""
-    return statistics.median(seconds for _, seconds in steps[-64:]) if steps else 0.0
+    return statistics.median(seconds for _, seconds in list(steps)[-64:]) if steps else 0.0
 
 
 def span(fault: Fault, now: float) -> tuple[float, float] | None:

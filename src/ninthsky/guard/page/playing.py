@@ -1,4 +1,4 @@
-"""Which entry of the playbook a fault of the ladder belongs to, and what of it was done, is under way, and waits for a person."""
+"""Which entry of the playbook a fault of the ladder belongs to; what was done, is under way, and waits for a person."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def cause_of(fault: Fault, book: Playbook) -> str:
         name = "nan_loss" if data else "gpu_sdc" if "another card takes" in fault.evidence.remedy else UNKNOWN
     if name is not None:
         return name if name in book.causes else UNKNOWN
-    words = "\n".join(f"{fact.name} {fact.value}" for fact in fault.evidence.facts)
+    # How a process ended is not why: SIGKILL alone says nothing about memory, which the exit judge has looked at by itself.
+    words = "\n".join(f"{fact.name} {fact.value}" for fact in fault.evidence.facts if fact.name != "exit status")
     best = match(words, book)[0]
     return best.cause if best.score >= SURE else UNKNOWN
 
@@ -49,9 +50,7 @@ def cause_of(fault: Fault, book: Playbook) -> str:
 def steps_of(fault: Fault, book: Playbook) -> list[Step]:
     """Done ones with their time, then those that are waited for, then what a person has to do."""
     found = [
-        Step(text, "done", fault.seconds(mark))
-        for mark, text in STEPS.items()
-        if getattr(fault.timeline, mark) is not None
+        Step(text, "done", fault.seconds(mark)) for mark, text in STEPS.items() if getattr(fault.timeline, mark) is not None
     ]
     found += [Step(text, "done") for text in fault.evidence.remedy.split("; then ") if text and not _advised(text)]
     waiting = [text for text in fault.evidence.remedy.split("; then ") if _advised(text)]

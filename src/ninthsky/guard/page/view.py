@@ -29,7 +29,10 @@ STALE_SECONDS = 5.0  # a picture older than this: the controller is not there
 
 
 class View:
-    """`step` looks at the folder and returns the difference; `snapshot` is the state after the last difference."""
+    """`step` looks at the folder and returns the difference; `snapshot` is the state after the last difference.
+
+    A difference of {"anew": True} says that another job began in this folder: a new View is needed.
+    """
 
     def __init__(self, folder: JobFolder, acts: Acts, book: Playbook | None = None) -> None:
         self.job, self.acts = folder, acts
@@ -40,8 +43,16 @@ class View:
         self._told: dict[str, dict[str, Any]] = {}
         self._strip: deque[tuple[int, float]] = deque(maxlen=STRIP)
         self._strip_time = 0.0
-        self._began: float | None = None
-        self.step()
+        folder.look()
+        self._began = folder.began
+        self._strip.extend(folder.steps)
+        if folder.picture is not None:
+            self._strip_time = folder.picture.head.time
+            if len(folder.picture.cards) == len(self._cards):
+                self._cards[:] = folder.picture.cards
+        now = time.time()
+        self._figures = self.figures(now)
+        self._told = {fault.id: self.shown(fault, now) for fault in list(folder.faults.values())[-HISTORY:]}
 
     def touch(self, fault: Fault) -> None:
         """Something about it was changed by a person: tell it anew."""
@@ -73,9 +84,6 @@ class View:
         for fault in self.job.look():
             self._owed[fault.id] = fault
         if self._began is not None and self.job.began != self._began:
-            self._told.clear()
-            self._strip.clear()
-            self._began = self.job.began
             return {"anew": True}
         self._began = self.job.began
         delta: dict[str, Any] = {}
@@ -178,6 +186,7 @@ class View:
             shown["judged"] = [judged.act, judged.who, judged.time]
         if approved is not None:
             shown["approved"] = [approved.who, approved.time]
-        shown["approvable"] = fault.state == "advised" and approved is None and self.job.ended is None
+        shown["approvable"] = (
+            fault.state == "advised" and "advised only" in evidence.remedy and approved is None and self.job.ended is None
+        )
         return shown
-
