@@ -53,8 +53,10 @@ EXPLANATIONS: dict[str, str] = {
     "train.pretrain while `n9 run` works.",
     "N9-TRN-012": "A rule stopped the training, because redoing, skipping or rolling back would not help, or no longer does.\n"
     "`n9 why ID` shows the figures; checkpoints of before are whole.",
-    "N9-TRN-020": "`n9 train vet` cannot ask as it was told to: no such device, operator or fault. The message lists what there is.",
-    "N9-TRN-020": "[train] compile asks for torch.compile, which found no working compiler. Install g++, or set compile = false.",
+    "N9-TRN-020": "`n9 train vet` cannot ask as it was told to: no such device, operator or fault. The message lists\n"
+    "what there is.",
+    "N9-TRN-021": "[train] compile asks for torch.compile, which found no working compiler. Install g++, or set\n"
+    "compile = false.",
     "N9-RAD-001": "The counters could not be read, or nothing should be planned on them; the message says why. Columns:\n"
     "ts, station, cell, load; other names with --column. See docs/radio.md.",
     "N9-ALN-001": "There is no text to judge. Give what the model said, in quotes.",

@@ -2,15 +2,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ninthsky.guard.spec import HostSpec, Injected, JobSpec, Watch
+from tests.guard.out.receiver import Receiver
 
 MakeJob = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
 
 
 @pytest.fixture

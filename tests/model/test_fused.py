@@ -151,4 +151,4 @@ def test_no_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formulas, "rms_norm", broken)
     with pytest.raises(UserError) as told:
         formulas.check(torch.device("cpu"))
-    assert told.value.code == "N9-TRN-020" and "no g++" in str(told.value)
+    assert told.value.code == "N9-TRN-021" and "no g++" in str(told.value)

@@ -148,7 +148,7 @@ class Control(Block):
     dead_steps: PositiveInt = 24
     lift: PositiveFloat = 0.02
     most_lifts: PositiveInt = 64
-    drift_share: Share = 0.02
+    drift_share: Share = 0.03
     drift_checks: PositiveInt = 3
     lower: float = Field(0.5, gt=0, lt=1)
     most_lowered: PositiveInt = 4

@@ -30,7 +30,8 @@ from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.wire import Caller, keep_memory
 from ninthsky.run.folder import write_json
 
-REPORT_SECONDS = 0.1
+LOOK_SECONDS = 0.1
+MISSED_BEATS = 0.5  # a heart that has not beaten for so long is told at once
 RESPAWN_SECONDS = 0.5  # a new process starts after the survivors have gone on, not beside their regroup
 _HEARTBEAT = HEADER.size - 8
 
@@ -128,18 +129,26 @@ class Agent:
 
     async def _report(self) -> None:
         due = time.monotonic()
+        told: set[int] = set()
+        report_at = due
         while True:
             now = time.monotonic()
-            self._send_report(max(0.0, now - due))
+            seen = self._look(now)
+            unusual = {process.pid for process in seen if process.state in "Tt" or process.age > MISSED_BEATS}
+            if now >= report_at or unusual - told:
+                self._send_report(max(0.0, now - due), seen)
+                report_at = max(report_at, now - LOOK_SECONDS) + self.spec.report_seconds
+            told = unusual
             refused = self.lines.refused + self.exchange.listener.refused
             if refused != self._told:
                 self._told = refused
                 self.controller.send(p.Refusals(self._event(), dict(refused)))
-            due = max(due + REPORT_SECONDS, now)
+            due = max(due + LOOK_SECONDS, now)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    def _send_report(self, late: float = 0.0) -> None:
-        self.controller.send(p.Report(self._events, self._controller_id, self._command, late, self._look(time.monotonic())))
+    def _send_report(self, late: float = 0.0, seen: list[p.Seen] | None = None) -> None:
+        seen = self._look(time.monotonic()) if seen is None else seen
+        self.controller.send(p.Report(self._events, self._controller_id, self._command, late, seen))
 
     def _look(self, now: float) -> list[p.Seen]:
         seen = []

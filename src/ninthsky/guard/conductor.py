@@ -24,6 +24,7 @@ from ninthsky.guard.state import JobState
 
 BROKEN_SECONDS = 1.5  # a broken collective without an exit or a hang by then: the groups are rebuilt as they were
 ASK_SECONDS = 0.3
+TICK_SLACK = 0.02  # seconds; so that a judge that is due with every tick is not put off to the next
 EARLY_EXITS = 2  # ends of a slot's process before it was ready; then the slot is given up
 
 # Judges that look at the window, in order: the first that speaks is heard.
@@ -51,6 +52,7 @@ class Conductor:
         self._early_exits: Counter[str] = Counter()
         self._steps_judged = (0, 0)
         self._ticking = False
+        self._judge_at = 0.0
         self._refused: set[str] = set()  # lost hosts whose return was told
         if self.state.journal.entries:
             self.state.tell("controller.restarted", generation=self.state.generation)
@@ -199,7 +201,9 @@ class Conductor:
     def tick(self) -> None:
         """Called ten times a second."""
         self._ticking = True
-        if self.state.stage in {"run", "form"}:
+        if self.state.stage in {"run", "form"} and self.state.clock() >= self._judge_at:
+            # Four times while every host reports once: on a large fleet, a window costs milliseconds.
+            self._judge_at = self.state.clock() + self.state.spec.report_seconds / 4 - TICK_SLACK
             self._judge()
         if self.state.stage in {"collect", "wait"}:
             self._lose_silent()

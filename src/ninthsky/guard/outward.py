@@ -87,11 +87,12 @@ class Outward:
         if host in self._drained:
             return
         self._drained.add(host)
+        node = next((spec.node or spec.name for spec in self._state.spec.hosts if spec.name == host), host)
         setting = self._state.watch.drain
         if setting == "advise" or self._drains is None:
-            text = advice(host, reason, scheduler_here())
+            text = advice(node, reason, scheduler_here())
         else:
-            taken = self._drains.put(drain(setting, host, reason, lambda done, said: self._said.append((host, done, said))))
-            text = f"host {host} drained by {setting}" if taken else f"advised: drain host {host} (too many orders wait)"
+            taken = self._drains.put(drain(setting, node, reason, lambda done, said: self._said.append((host, done, said))))
+            text = f"{setting} was told to drain node {node}" if taken else f"advised: drain node {node} (too many orders wait)"
         if fault is not None:
             self._state.book.remedy(fault, text)

@@ -92,6 +92,7 @@ class Painter:
         self._due = 0.0
         self._step, self._step_at = -1, 0.0
         self._generation = -1
+        self._ranks_of, self._ranks_at = -1, np.zeros(0, np.int64)  # where the ranks of which generation are drawn
         self._steps: list[tuple[int, float]] = []
 
     def tick(self, waiting: int = 0, lost: int = 0) -> None:
@@ -109,7 +110,7 @@ class Painter:
             time=state.wall(),
             stage=state.stage,
             generation=state.generation,
-            step=state.fleet.step(),
+            step=max(state.fleet.step(), state.committed),
             committed=state.committed,
             steps=tuple(self._steps[-32:]),
             evictions=len(state.history.evictions),
@@ -131,7 +132,9 @@ class Painter:
                 drawn[self._at(proc.host, proc.slot)] = Card.SPARE if proc.ready else Card.STARTING
         if state.stage in {"form", "run", "collect", "wait"} and roster.places:
             self._draw_ranks(drawn)
-        for fault in state.book.open_ones():
+        for fault in state.book.faults:
+            if fault.state not in {"open", "advised"}:
+                continue
             for host, slot in _place(fault.card, fault.host):
                 self._mark(drawn, host, slot, Card.ACCUSED)
         for card in roster.kept_out:
@@ -143,16 +146,20 @@ class Painter:
 
     def _draw_ranks(self, drawn: NDArray[np.uint8]) -> None:
         state = self._state
-        at = np.fromiter((self._at(proc.host, proc.slot) for proc in state.roster.places), np.int64)
-        if state.fleet.generation != state.generation or len(at) != state.fleet.world:
-            drawn[at] = Card.FORMING
+        if state.fleet.generation != state.generation:
+            drawn[self._at_ranks()] = Card.FORMING
             return
+        if self._ranks_of != state.generation:
+            self._ranks_of, self._ranks_at = state.generation, self._at_ranks()
         known, quiet, silence = state.fleet.glance(state.clock())
         ranks = np.where(known, np.uint8(Card.WORKING), np.uint8(Card.FORMING))
         if state.stage == "run":
             ranks[known & (quiet > QUIET_SHARE * state.watch.hang_seconds)] = Card.QUIET
             ranks[silence > SILENT_SECONDS] = Card.SILENT
-        drawn[at] = ranks
+        drawn[self._ranks_at] = ranks
+
+    def _at_ranks(self) -> NDArray[np.int64]:
+        return np.fromiter((self._at(proc.host, proc.slot) for proc in self._state.roster.places), np.int64)
 
     def _at(self, host: str, slot: int) -> int:
         return self._first[host] + min(slot, self._slots[host] - 1)

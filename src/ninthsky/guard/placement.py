@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -83,5 +84,5 @@ def _first(free: list[Card], homes: list[str], failures: Mapping[str, int]) -> l
 
 
 def _best(free: list[Card], host: str, failures: Mapping[str, int]) -> Card:
-    spares = {name: sum(card.host == name for card in free) for name in {card.host for card in free}}
+    spares = Counter(card.host for card in free)
     return min(free, key=lambda card: (card.host != host, failures.get(card.name, 0), -spares[card.host], card.host, card.slot))

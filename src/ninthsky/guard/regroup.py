@@ -131,8 +131,9 @@ class Regroup:
         brought = sources(self._inventories, state.resume_step, hosts)
         server = min(changed, default=0)  # a newly placed process is idle and answers at once; survivors still let go
         by_host: dict[str, list[p.Place]] = {host: [] for host in roster.live()}
+        addresses = {host.name: host.address for host in spec.hosts}
         for rank, proc in enumerate(roster.places):
-            bind = spec.host(proc.host).address
+            bind = addresses[proc.host]
             assign = m.Assign(state.generation, rank, spec.world, state.resume_step, rank == server, bind, hosts, changed)
             by_host[proc.host].append(p.Place(proc.slot, proc.pid, assign, *brought.get(rank, ("", ""))))
         peers = [p.Peer(name, roster.hosts[name].address, roster.hosts[name].port) for name in by_host]

@@ -11,12 +11,14 @@ from ninthsky.config.schema import Guard
 from ninthsky.errors import UserError
 from ninthsky.run.folder import write_json
 
+REPORTS_PER_SECOND = 2304  # of all agents, which cost the controller a tenth of a core
+
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A host and its card slots: `slots` for ranks, `spares` more for prepared spares.
 
     `address` is where its agent and its ranks listen. `launch` is put before the agent's command, to start it elsewhere
-    (`("ip", "netns", "exec", "a")`, `("ssh", "node7")`).
+    (`("ip", "netns", "exec", "a")`, `("ssh", "node7")`). `node` is what the cluster's scheduler calls it, where that differs.
     """
 
     name: str
@@ -24,6 +26,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     spares: int = 1
     address: str = "127.0.0.1"
     launch: tuple[str, ...] = ()
+    node: str = ""
 
 
 class Injected(msgspec.Struct, frozen=True):
@@ -95,6 +98,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
                 where,
                 "world must be the sum of the hosts' slots",
             )
+
+    @property
+    def report_seconds(self) -> float:
+        """How often an agent reports at rest: ten times a second, or so seldom that all hosts together send 2,304 reports a
+        second, but once a second at least. What is unusual is reported at once."""
+        return min(1.0, max(0.1, len(self.hosts) / REPORTS_PER_SECOND))
 
     def host(self, name: str) -> HostSpec:
         """Raises KeyError for a host that the job does not have."""

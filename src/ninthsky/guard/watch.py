@@ -45,6 +45,9 @@ def _follow_live(events: Iterator[dict[str, Any]]) -> None:
             if event["kind"] == "commit":
                 live.update(Text(text, style="cyan"))
             elif text:
+                if event["kind"] == "fault.named":
+                    name = event.get("card") or event.get("host") or "nobody"
+                    live.console.rule(Text(f"  {name}  ", style="bold white on red"))
                 live.console.print(Text(text, style=_STYLES.get(event["kind"], "")))
 
 
@@ -79,6 +82,10 @@ _STYLES = {
     "stage.done": "green",
     "stage.fail": "bold red",
     "host.refused": "yellow",
+    "approval.done": "green",
+    "approval.useless": "yellow",
+    "drain.done": "yellow",
+    "drain.failed": "bold red",
 }
 
 

@@ -31,13 +31,13 @@ def compiled(on: bool = True) -> Iterator[None]:
 
 
 def check(device: torch.device) -> None:
-    """Compiles one formula. Raises UserError N9-TRN-020 where this machine cannot."""
+    """Compiles one formula. Raises UserError N9-TRN-021 where this machine cannot."""
     try:
         rms_norm(torch.ones(2, 8, device=device), torch.ones(8, device=device), 1e-5, torch.float32)
     except (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.InductorError) as error:
         told = str(error).strip().splitlines()[0]
         what = f"torch.compile does not work here: {told}"
-        raise UserError("N9-TRN-020", what, "[train] compile", "set compile = false") from error
+        raise UserError("N9-TRN-021", what, "[train] compile", "set compile = false") from error
 
 
 def _formula(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,14 @@ from typing import Any
 from ninthsky.run.folder import read_json, read_lines, write_json
 from ninthsky.train.inject import Struck, struck
 
-CAUSES = {"kill": ("exit",), "freeze": ("frozen", "hang"), "nan": ("nonfinite",), "slow": ("slow",), "bad_card": ("outlier",), "bad_data": ("outlier",)}
+CAUSES = {
+    "kill": ("exit",),
+    "freeze": ("frozen", "hang"),
+    "nan": ("nonfinite",),
+    "slow": ("slow",),
+    "bad_card": ("outlier",),
+    "bad_data": ("outlier",),
+}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ninthsky.errors import FAILED, OK
 app = App(name="train", help="Tokens to a checkpoint, over many cards.")
 app.command("ninthsky.train.control.cli:set_", name="set", help="Change lr, clip ... of a live run from its next step on.")
 app.command("ninthsky.train.control.cli:pause", help="Hold a live run between two steps.")
-app.command("ninthsky.train.vet.cli:vet", name="vet", help="What a young chip is asked before it is trusted with a training run.")
+app.command("ninthsky.train.vet.cli:vet", name="vet", help="What a young chip is asked before it is trusted with a run.")
 app.command("ninthsky.train.control.cli:resume", help="Let a paused run go on.")
 Json = Annotated[bool, Parameter(name="--json", negative=())]
 

@@ -22,7 +22,9 @@ def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def put_command(folder: Path, name: str, status: int = 0) -> Path:
     log = folder.parent / f"{name}.log"
     script = folder / name
-    script.write_text(f'#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word" >> {log}; done\necho denied >&2\nexit {status}\n')
+    script.write_text(
+        f'#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word" >> {log}; done\necho denied >&2\nexit {status}\n'
+    )
     script.chmod(0o755)
     return log
 
@@ -65,4 +67,8 @@ def test_the_advice_can_be_pasted() -> None:
     words = shlex.split(text.removeprefix("advised: "))
     assert words == commands("slurm", "node-7", "card's memory; rm -rf /")[0]
     assert "kubectl cordon" in advice("node-7", "x", "kubernetes")
-    assert [scheduler_here(e) for e in ({"SLURM_JOB_ID": "1"}, {"KUBERNETES_SERVICE_HOST": "x"}, {})] == ["slurm", "kubernetes", None]
+    assert [scheduler_here(e) for e in ({"SLURM_JOB_ID": "1"}, {"KUBERNETES_SERVICE_HOST": "x"}, {})] == [
+        "slurm",
+        "kubernetes",
+        None,
+    ]

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from ninthsky.errors import UserError
 from ninthsky.guard.out.calls import Calls
 from ninthsky.guard.out.webhook import alert_of, body_of, check_url, send
+from tests.guard.out.receiver import Receiver
 
 NAMED = {
     "time": 1_700_000_000.0, "kind": "fault.named", "fault": "F-0001", "cause": "exit", "subject": "card a/0 (rank 1)",
-    "verdict": "process ended", "injected": False, "host": "a", "card": "a/0", "rank": 1, "step": 7, "facts": ["exit status = 9"],
-    "remedy": "regrouped",
+    "verdict": "process ended", "injected": False, "host": "a", "card": "a/0", "rank": 1, "step": 7,
+    "facts": ["exit status = 9"], "remedy": "regrouped",
 }  # fmt: skip
-
-
-class Receiver:
-    """Takes posts; answers with the statuses in `answers`, then with 200."""
-
-    def __init__(self) -> None:
-        self.answers: list[int] = []
-        self.taken: list[tuple[str, dict[str, str], Any]] = []
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.taken.append((self.path, dict(self.headers), json.loads(body)))
-                self.send_response(receiver.answers.pop(0) if receiver.answers else 200)
-                self.send_header("Location", "/elsewhere")
-                self.end_headers()
-
-            def log_message(self, *arguments: Any) -> None:
-                """Quiet."""
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
 
 
 def body(url: str) -> bytes:
@@ -76,7 +42,14 @@ def test_a_fault_arrives_as_alertmanager_would_tell_it(receiver: Receiver, monke
 def test_the_end_has_the_beginnings_labels_and_time() -> None:
     began: dict[str, float] = {}
     first = alert_of(NAMED, "j", began)
-    end = {"time": 1_700_000_060.0, "kind": "fault.repaired", "fault": "F-0001", "was": "a/0", "now": "b/2", "remedy": "regrouped"}
+    end = {
+        "time": 1_700_000_060.0,
+        "kind": "fault.repaired",
+        "fault": "F-0001",
+        "was": "a/0",
+        "now": "b/2",
+        "remedy": "regrouped",
+    }
     last = alert_of(end, "j", began)
     assert first is not None and last is not None
     assert (last.labels, last.startsAt) == (first.labels, first.startsAt) and last.status == "resolved"

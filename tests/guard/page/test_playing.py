@@ -39,7 +39,9 @@ def test_a_fault_of_the_ladder_finds_its_entry_or_none(
 def test_steps_are_done_waited_for_and_left_to_a_person(tmp_path: Path) -> None:
     timeline = Timeline(began=10.0, named=11.0, aborted=11.2)
     fault = JobFiles(tmp_path).fault(timeline=timeline)
-    steps = [(step.state, step.text) for step in steps_of(changed(fault, remedy="regrouped; then advised: scontrol x"), shipped())]
+    steps = [
+        (step.state, step.text) for step in steps_of(changed(fault, remedy="regrouped; then advised: scontrol x"), shipped())
+    ]
     assert ("done", "the card was named") in steps and ("done", "regrouped") in steps
     assert ("waiting", "every rank joined the new generation") in steps
     assert ("person", "advised: scontrol x") in steps

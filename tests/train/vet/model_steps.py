@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ninthsky.model import Decoder, Shape
+from ninthsky.model.decoder import Layer
 from ninthsky.model.generate import generate
 from ninthsky.train.recipe import Recipe
 from ninthsky.train.trainer import Gate, Trainer
@@ -29,8 +30,10 @@ def every_kind_of_step(device: torch.device) -> None:
             for optimizer in ("adamw", "sgd", "muon"):
                 model = Decoder(shape)
                 model.z_loss = 1e-4
-                trainer = Trainer(model, loss, Recipe(precision=precision, optimizer=optimizer), 10, device=device)  # type: ignore[arg-type]
+                recipe: Any = {"precision": precision, "optimizer": optimizer}
+                trainer = Trainer(model, loss, Recipe(**recipe), 10, device=device)
                 for layer in model.layers:
+                    assert isinstance(layer, Layer)
                     layer.recompute = optimizer == "sgd"
                 for _ in range(2):
                     trainer.local_gradients(tokens)

@@ -45,7 +45,7 @@ def found_faults(device: torch.device) -> dict[str, list[str]]:
 
 def trained(device: torch.device) -> dict[str, Any]:
     """The same steps here and there: losses, and where the tensors lie."""
-    runs = {}
+    runs: dict[str, list[float]] = {}
     tokens = torch.randint(0, SHAPE.vocab, (4, 4, 17), generator=torch.Generator().manual_seed(1))
     for on in (torch.device("cpu"), device):
         trainer = Trainer(Decoder(SHAPE), loss, Recipe(), 4, device=on)

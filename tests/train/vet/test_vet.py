@@ -128,7 +128,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "topk-repeats" in capsys.readouterr().out
     for wrong in ({"only": ("sorting",)}, {"device": "toaster"}, {"fault": "race"}, {"device": "cpu", "expect": ("fast",)}):
         with pytest.raises(UserError) as error:
-            vet(**wrong)  # type: ignore[arg-type]
+            vet(**wrong)
         assert error.value.code == "N9-TRN-020"
 
 

@@ -1,4 +1,4 @@
-"""Drills: faults on purpose among simulated ranks. `processes` has real ones, agents and sockets; `clocked` a fleet and a clock."""
+"""Drills: faults on purpose. `processes` has real ranks, agents and sockets, `clocked` a simulated fleet and clock."""
 
 from ninthsky.guard.drill.processes import FIRST_STEP, Sheet, draw, drill_job, run_drill
 

@@ -7,7 +7,7 @@ TOML or JSON, by the file's ending. At the top, all optional:
     skew = 0.0                      seconds, clocks of hosts differ by up to this
     lost = 0.0                      share of messages of agents that do not arrive
     delay = 0.0                     seconds, messages come up to so much late
-    noise = 1.0                     factor on the recorded noise of step times
+    noise = 0.1                     factor on the recorded noise of step times (see noise.json)
     neighbours = 0.0                share of hosts on which other work takes time now and then, from half the ranks
 
     [[fault]]                       at least one
@@ -16,8 +16,8 @@ TOML or JSON, by the file's ending. At the top, all optional:
     who = "ranks"                   or "hosts", "racks", "fleet"
     count = 1                       so many at once
     weight = 1.0
-    expect = "unknown"              exit, frozen, stuck, host, nonfinite, slow, mismatch; "unknown": nobody may be blamed, told or
-                                    not; "nothing": no fault may be told
+    expect = "unknown"              exit, frozen, stuck, host, nonfinite, slow, mismatch; "unknown": nobody may be
+                                    blamed, told or not; "nothing": no fault may be told
     blame = "who"                   or "nobody"
     measure = ""                    "exit", "hang" or "slow": whose p99 its times count for
     also = "kill"                   another kind, at another rank
@@ -87,7 +87,7 @@ class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     skew: float = 0.0
     lost: float = 0.0
     delay: float = 0.0
-    noise: float = 1.0
+    noise: float = 0.1
     neighbours: float = 0.0
 
 
@@ -174,7 +174,7 @@ def _check(scenario: Scenario, known: set[str | None], where: str) -> None:
             raise _wrong(what, where)
     for fault in scenario.fault:
         e = fault.effects
-        for wrong, what in (
+        for bad, what in (
             (not fault.name, "a name is wanted"),
             (fault.weight < 0, "weight: 0 or more"),
             (not 1 <= fault.count <= 64, "count: from 1 to 64"),
@@ -187,9 +187,9 @@ def _check(scenario: Scenario, known: set[str | None], where: str) -> None:
             (e.whole_group and e.halts in ("", "local"), "effects.whole_group needs a group in effects.halts"),
             (e == Effects(), "it has no effect"),
         ):
-            if wrong:
+            if bad:
                 raise _wrong(f"fault {fault.name!r}: {what}", where)
 
 
 def _wrong(what: str, where: str) -> UserError:
-    return UserError(CODE, what, where, "docs/guard.md, The drill, has the form; start from a kind: like = \"freeze\"")
+    return UserError(CODE, what, where, 'docs/guard.md, The drill, has the form; start from a kind: like = "freeze"')

@@ -25,6 +25,7 @@ ECHO = 0.25  # share of the ratio's excess over 1 that the wall must show for ex
 FLOOR_MS = 1.0  # medians under this say nothing
 PEERS = 8  # fewest members of a group that is compared within; else the whole fleet is
 ONE_IN = 8  # of so many ranks one can be slow: of four, two that are slow leave nobody to compare with
+CLEARLY = 0.7  # a small group is alike by chance now and then: its spread must be under so much of the other's
 MANY = 4  # slow ranks at once; more are no cards
 MATES = 0.4  # share of a rank's excess that the others of its host show: then it is the host's neighbour that takes time
 
@@ -58,8 +59,14 @@ class Clock:
         """`groups` [ranks, columns]: numbers of the groups that a rank is in, -1 for none."""
         self.name, self.times, self.steps = name, times, times.shape[1]
         self.medians = np.median(times, axis=1)
-        self.peers = _most_alike(self.medians, groups)
-        self.ratio = self.medians / _group_medians(self.medians, self.peers)
+        self._column, normal = _most_alike(self.medians, groups)
+        self._groups = groups
+        self.ratio = self.medians / np.maximum(normal, 1e-9)
+
+    def peers(self, rank: int) -> Floats:
+        """Times of the ranks that this one is compared with, its own among them."""
+        column = self._column[rank]
+        return self.times if column < 0 else self.times[self._groups[:, column] == self._groups[rank, column]]
 
     def slowest(self, threshold: float) -> list[Reading]:
         """The slowest rank, or as many as stand apart from all others together; their share of steps is counted."""
@@ -70,8 +77,7 @@ class Clock:
         count = int(above[-1]) + 1 if len(above) else 1
         found = []
         for rank in map(int, top[:count]):
-            peers = self.times[self.peers == self.peers[rank]]
-            share = float((self.times[rank] > threshold * np.median(peers, axis=0)).mean())
+            share = float((self.times[rank] > threshold * np.median(self.peers(rank), axis=0)).mean())
             found.append(Reading(self.name, self.steps, rank, float(self.ratio[rank]), float(falls[count - 1]), share))
         return found
 
@@ -181,20 +187,23 @@ def _numbered(ids: NDArray[np.uint64]) -> Ints:
     return np.where(kept[number], number, -1).reshape(used.shape)
 
 
-def _most_alike(medians: Floats, groups: Ints) -> Ints:
-    """For each rank the group whose members are most alike (median absolute deviation of the logarithm); -1: the fleet."""
-    logs = np.log(np.maximum(medians, 1e-9))
+def _most_alike(medians: Floats, groups: Ints) -> tuple[Ints, Floats]:
+    """For each rank the column of the group whose members are most alike (median absolute deviation, relative), -1 for the
+    whole fleet; and that group's median."""
     best = np.full(len(medians), -1)
-    spread = np.full(len(medians), np.median(np.abs(logs - np.median(logs))))
-    for column in groups.T:
+    normal = np.full(len(medians), np.median(medians))
+    spread = np.abs(medians / normal - 1)
+    spread[:] = np.median(spread)
+    for number, column in enumerate(groups.T):
         inside = np.flatnonzero(column >= 0)
         if not len(inside):
             continue
-        away = np.abs(logs[inside] - _group_medians(logs[inside], column[inside]))
-        within = _group_medians(away, column[inside])
-        closer = within < 0.8 * spread[inside]  # a small group is alike by chance now and then: it must be clearly so
-        best[inside[closer]], spread[inside[closer]] = column[inside[closer]], within[closer]
-    return best
+        middle = np.maximum(_group_medians(medians[inside], column[inside]), 1e-9)
+        within = _group_medians(np.abs(medians[inside] / middle - 1), column[inside])
+        closer = within < CLEARLY * spread[inside]
+        chosen = inside[closer]
+        best[chosen], normal[chosen], spread[chosen] = number, middle[closer], within[closer]
+    return best, normal
 
 
 def _group_medians(values: Floats, group: Ints) -> Floats:

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from ninthsky.guard.faults import Fault
 from ninthsky.guard.page.acts import Acts
-from ninthsky.guard.page.cost import goodput, step_seconds
+from ninthsky.guard.page.cost import step_seconds
 from ninthsky.guard.page.folder import JobFolder
 from ninthsky.guard.picture import WORDS
 
@@ -47,13 +47,11 @@ class JobCollector(Collector):
         for reason, count in sorted(refused.items()):
             family.add_metric([job.spec.run_id, reason], count)
         yield family
-        each, now = step_seconds(job.steps), job.ended if job.ended is not None else time.time()
-        yield self._gauge("step_seconds", "Median of the newest 64 steps.", each)
-        if job.began is not None:
+        yield self._gauge("step_seconds", "Median of the newest 64 steps.", step_seconds(job.steps))
+        goodput = job.goodput(time.time())
+        if goodput is not None:
             yield self._gauge(
-                "goodput_ratio",
-                "Share of the time since the job began in which steps were trained that counted.",
-                goodput(faults, job.began, job.joined, each, now),
+                "goodput_ratio", "Steps kept times a step's median time, of all time since the job began.", goodput
             )
 
     def _of_faults(self, faults: Sequence[Fault]) -> Iterator[Metric]:

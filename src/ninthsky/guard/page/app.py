@@ -124,7 +124,7 @@ class Page:
             self.view = View(self.view.job, self.acts)
             self._send(None)  # readers come again, for a snapshot
         elif delta:
-            self._send(_event("delta", delta))
+            self._send(event_bytes("delta", delta))
 
     def _send(self, data: bytes | None) -> None:
         self.sent_bytes += len(data or b"")
@@ -142,7 +142,7 @@ class Page:
         if len(self._readers) >= self.rules.readers:
             raise Refusal(503, f"{self.rules.readers} readers are here already")
         reader: asyncio.Queue[bytes | None] = asyncio.Queue(BEHIND)
-        reader.put_nowait(_event("snapshot", {**self.view.snapshot(), "who": self._who(request)}))
+        reader.put_nowait(event_bytes("snapshot", {**self.view.snapshot(), "who": self._who(request)}))
         self._readers.add(reader)
 
         async def stream() -> AsyncIterator[bytes]:
@@ -289,7 +289,8 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True):
             raise ValueError(f"{self.act!r} is not for the page to say")
 
 
-def _event(kind: str, value: object) -> bytes:
+def event_bytes(kind: str, value: object) -> bytes:
+    """A server-sent event."""
     return f"event: {kind}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
 
 

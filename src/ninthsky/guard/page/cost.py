@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ninthsky.guard.faults import Fault
+
+STANDS = frozenset({"exit", "frozen", "stuck", "host", "mismatch", "unknown"})  # causes for which every rank waits
 
 
 @dataclass(frozen=True)
@@ -23,40 +25,31 @@ def step_seconds(steps: Sequence[tuple[int, float]]) -> float:
     return statistics.median(seconds for _, seconds in list(steps)[-64:]) if steps else 0.0
 
 
-def span(fault: Fault, now: float) -> tuple[float, float] | None:
-    """From when until when it kept the job from training; None where the ranks went on (a slow card that is borne)."""
+def stood(fault: Fault, newest: int, now: float) -> float:
+    """Seconds for which it kept the job from training, so far. `newest`: step that the job is in now.
+
+    A fault that is only told of holds the job up where all wait for its rank, and until steps go on.
+    """
     began = fault.timeline.began
     if began is None:
-        return None
+        return 0.0
     if fault.timeline.trained is not None:
-        return began, max(fault.timeline.trained, began)
-    return (began, max(now, began)) if fault.state in {"open", "stopped"} else None
+        return max(0.0, fault.timeline.trained - began)
+    waits = fault.state in {"open", "stopped"} or (
+        fault.state == "advised" and fault.cause in STANDS and newest <= fault.step + 1
+    )
+    return max(0.0, now - began) if waits else 0.0
 
 
-def cost_of(fault: Fault, cards: int, each: float, now: float) -> Cost:
+def cost_of(fault: Fault, cards: int, each: float, newest: int, now: float) -> Cost:
     """`cards`: of the whole job, all wait for one. `each`: seconds of a step."""
-    stood = span(fault, now)
     steps = fault.steps_redone + fault.committed_steps_lost
-    seconds = (stood[1] - stood[0] if stood else 0.0) + steps * each
+    seconds = stood(fault, newest, now) + steps * each
     return Cost(steps, round(seconds, 3), round(cards * seconds / 3600, 4))
 
 
-def goodput(faults: Iterable[Fault], began: float, joined: float | None, each: float, now: float) -> float:
-    """Share of the time since the job began in which steps were trained that counted, 0 to 1.
-
-    Lost are: the time until all ranks had joined for the first time, each fault from its beginning until all trained again (two
-    at once count once), and the steps done twice or lost. That a borne slow card makes steps longer is not counted.
-    """
-    if now <= began:
-        return 0.0
-    spans, twice = [(began, min(joined if joined is not None else now, now))], 0
-    for fault in faults:
-        twice += fault.steps_redone + fault.committed_steps_lost
-        stood = span(fault, now)
-        if stood is not None:
-            spans.append((max(stood[0], began), min(stood[1], now)))
-    lost, reached = 0.0, began
-    for start, end in sorted(spans):
-        lost += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return max(0.0, 1.0 - (lost + twice * each) / (now - began))
+def goodput(kept: int, each: float, seconds: float) -> float:
+    """Share of a job's time in which steps were trained that counted, 0 to 1: steps kept, times a step's median time, of all
+    `seconds` since its first event. Start, faults, waiting and steps done twice are what is missing to 1. That a slow card
+    makes every step longer is not seen in it."""
+    return min(1.0, max(0, kept) * each / seconds) if seconds > 0 else 0.0

@@ -12,6 +12,7 @@ import msgspec
 
 from ninthsky.errors import UserError
 from ninthsky.guard.faults import Fault
+from ninthsky.guard.page.cost import goodput, step_seconds
 from ninthsky.guard.picture import FILE, Picture, read_picture
 from ninthsky.guard.spec import JobSpec, load_spec
 
@@ -41,13 +42,26 @@ class JobFolder:
         self.faults: dict[str, Fault] = {}
         self.steps: deque[tuple[int, float]] = deque(maxlen=STEPS_KEPT)
         self.began: float | None = None  # Unix seconds of the first event
-        self.joined: float | None = None  # when all ranks had joined for the first time
+        self.first_step: int | None = None  # the step that the job began with
         self.ended: float | None = None
         self.end = ""  # done, or failed with the reason
         self.refused: dict[str, Counter[str]] = {}  # by who turned away: reason -> how many so far
         self._event_file = 0  # inode: a new start begins a new file
         self._offset = 0
         self._stamps: dict[str, tuple[int, int]] = {}
+
+    def goodput(self, now: float) -> float | None:
+        """Of the job so far, or as it was at its end; None before its first event."""
+        if self.began is None:
+            return None
+        committed = self.picture.head.committed if self.picture is not None else -1
+        kept = committed + 1 - self.first_step if self.first_step is not None else 0
+        return goodput(kept, step_seconds(self.steps), (self.ended if self.ended is not None else now) - self.began)
+
+    @property
+    def newest_step(self) -> int:
+        """The step that the job is in."""
+        return self.picture.head.step if self.picture is not None else -1
 
     def look(self) -> list[Fault]:
         """Takes in what was added; returns the faults that are new or changed, oldest first."""
@@ -86,8 +100,8 @@ class JobFolder:
     def _happened(self, kind: str, event: dict[str, Any]) -> None:
         at = float(event["time"])
         self.began = at if self.began is None else self.began
-        if kind == "joined" and self.joined is None:
-            self.joined = at
+        if kind == "joined" and self.first_step is None:
+            self.first_step = int(event["resume_step"]) + 1
         elif kind == "refused":
             self.refused[str(event["host"])] = Counter({str(why): int(n) for why, n in event["counts"].items()})
         elif kind in {"job.done", "job.failed"}:

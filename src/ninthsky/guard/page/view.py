@@ -13,7 +13,7 @@ import numpy as np
 from ninthsky.guard.faults import Fault
 from ninthsky.guard.page.acts import Acts
 from ninthsky.guard.page.cards import changes, whole
-from ninthsky.guard.page.cost import cost_of, goodput, step_seconds
+from ninthsky.guard.page.cost import cost_of, step_seconds
 from ninthsky.guard.page.folder import JobFolder
 from ninthsky.guard.page.playing import cause_of, steps_of
 from ninthsky.guard.picture import WORDS, slots_of
@@ -132,16 +132,15 @@ class View:
         """The numbers at the top."""
         job = self.job
         picture, faults = job.picture, list(job.faults.values())
-        each = step_seconds(job.steps)
-        end = job.ended if job.ended is not None else now
+        goodput = job.goodput(now)
         false = sum(self.acts.is_false_alarm(fault) for fault in faults)
         figures: dict[str, Any] = {
             "end": job.end,
             "faults": len(faults),
-            "open": sum(fault.state == "open" for fault in faults),
+            "open": sum(fault.state != "repaired" for fault in faults),
             "false_alarms": false,
-            "step_seconds": round(each, 4),
-            "goodput": round(goodput(faults, job.began, job.joined, each, end), 3) if job.began is not None else None,
+            "step_seconds": round(step_seconds(job.steps), 4),
+            "goodput": None if goodput is None else round(goodput, 3),
             "refused": sum(sum(counts.values()) for counts in job.refused.values()),
         }
         if faults:
@@ -156,7 +155,8 @@ class View:
     def shown(self, fault: Fault, now: float) -> dict[str, Any]:
         """A fault as the page has it. Long texts are cut: the file has all of them."""
         evidence = fault.evidence
-        cost = cost_of(fault, self.job.spec.world, step_seconds(self.job.steps), now)
+        job = self.job
+        cost = cost_of(fault, job.spec.world, step_seconds(job.steps), job.newest_step, now)
         name = cause_of(fault, self._book)
         known = self._book.causes.get(name)
         judged, approved = self.acts.of(fault, "judged"), self.acts.of(fault, "approve")

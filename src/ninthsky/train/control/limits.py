@@ -36,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     dead_steps: int = 24
     lift: float = 0.02  # what a dead expert's routing bias gains per step
     most_lifts: int = 64
-    drift_share: float = 0.02  # validation loss over its best, as a share
+    drift_share: float = 0.03  # validation loss over its best, as a share
     drift_checks: int = 3  # so many validations in a row
     lower: float = 0.5  # the learning rate is multiplied by this
     most_lowered: int = 4  # times in a run; then it is stopped

@@ -2,7 +2,7 @@
 // The live page: one snapshot, then small differences. Nothing is fetched from elsewhere, every text goes in as text.
 const at = (id) => document.getElementById(id);
 const COLOURS = ["#0000", "#8a8f98", "#7fb2e5", "#b9a6e8", "#3f8f78", "#f2b84b", "#a55e9c", "#ff3b2f", "#555b63"];
-const STEPS = 300, HISTORY = 100;
+const STEPS = 300, HISTORY = 100, EDGE = 14; // pixels around the map, for the ring around a card at its rim
 let state = null, cards = null, first = null, geometry = null, chosen = null;
 
 if (at("token")) {
@@ -23,7 +23,10 @@ function listen() {
   source.addEventListener("delta", (event) => { follow(JSON.parse(event.data)); });
   source.onerror = () => {
     trouble("no line to the page's server: what is shown is old; trying again");
-    if (source.readyState === EventSource.CLOSED) { source.close(); setTimeout(listen, 3000); }
+    if (source.readyState !== EventSource.CLOSED) return;
+    setTimeout(listen, 3000);
+    // Where the session is over, the page itself leads to the login.
+    fetch("/", { redirect: "manual" }).then((answer) => { if (answer.type === "opaqueredirect") location.assign("/login"); }, () => {});
   };
 }
 
@@ -41,7 +44,7 @@ function begin(snapshot) {
   at("job").textContent = state.job;
   const made = [];
   if (state.simulated) made.push("simulated ranks");
-  if (state.injected) made.push(`${state.injected} faults injected on purpose`);
+  if (state.injected) made.push(`${state.injected} ${state.injected === 1 ? "fault" : "faults"} injected on purpose`);
   at("made").hidden = !made.length;
   at("made").textContent = made.join(", ");
   const person = at("person");
@@ -87,7 +90,7 @@ function figures() {
   const f = state.figures, list = at("figures");
   list.textContent = "";
   const rows = [["stage", f.end || f.stage || "?"], ["step", f.step], ["committed", f.committed], ["generation", f.generation],
-    ["goodput so far", f.goodput == null ? "?" : `${(100 * f.goodput).toFixed(1)} %`], ["faults", f.faults], ["open", f.open],
+    ["goodput so far", f.goodput == null ? "?" : `${(100 * f.goodput).toFixed(1)} %`], ["faults", f.faults], ["not mended", f.open],
     ["false alarms", f.faults ? `${f.false_alarms} of ${f.faults} (95 %: at most ${(100 * f.false_alarms_high).toFixed(0)} %)` : 0],
     ["evicted", f.evictions], ["turned away", f.refused]];
   if (f.calls_lost) rows.push(["calls lost", f.calls_lost]);
@@ -157,14 +160,20 @@ function fault() {
 
 function cost(f) {
   let [steps, seconds, hours] = f.cost;
-  if (f.state === "open" && f.began && !state.figures.end) {
+  if (waits(f)) {
     seconds = Math.max(seconds, Date.now() / 1000 - f.began);
     hours = seconds * state.world / 3600;
   }
   fill("cost", [`${steps} steps redone or lost`, `${seconds.toFixed(1)} s that all ${state.world} cards waited`, `${hours.toFixed(3)} card-hours`]);
 }
 
-setInterval(() => { const f = state && worst(); if (f && f.state === "open") cost(f); }, 1000);
+// As page/cost.py reckons it: while a fault is open, or only told of and all wait for its rank, its cost grows.
+function waits(f) {
+  const stands = f.state === "open" || (f.state === "advised" && f.cost[1] > 0 && state.figures.step <= f.step + 1);
+  return stands && f.began && !state.figures.end;
+}
+
+setInterval(() => { const f = state && worst(); if (f && waits(f)) cost(f); }, 1000);
 
 function act(what, id) {
   for (const name of ["none", "approve"]) at(name).disabled = true;
@@ -206,7 +215,7 @@ function sized(canvas, height) {
 // Each server is a group of two rows; cells are as large as lets the whole fleet stand in about half a screen.
 function layout() {
   const across = Math.max(1, Math.ceil(Math.max(...state.hosts.map((_, host) => slots(host))) / 2));
-  const width = at("map").clientWidth || 1000;
+  const width = (at("map").clientWidth || 1000) - 2 * EDGE;
   let cell = 14, columns, rows;
   for (; cell >= 2; cell--) {
     columns = Math.max(1, Math.floor(width / (across * cell + Math.max(2, cell / 2))));
@@ -216,7 +225,7 @@ function layout() {
   cell = Math.max(cell, 2);
   const gap = Math.max(2, cell / 2);
   geometry = { across, cell, columns, group: across * cell + gap, line: 2 * cell + gap, whole: false };
-  const [brush] = sized(at("map"), rows * geometry.line + 4);
+  const [brush] = sized(at("map"), rows * geometry.line + 2 * EDGE);
   geometry.brush = brush;
 }
 
@@ -224,7 +233,8 @@ function place(card) {
   let low = 0, high = state.hosts.length - 1;
   while (low < high) { const middle = (low + high + 1) >> 1; if (first[middle] <= card) low = middle; else high = middle - 1; }
   const slot = card - first[low], g = geometry;
-  return [(low % g.columns) * g.group + (slot % g.across) * g.cell, Math.floor(low / g.columns) * g.line + Math.floor(slot / g.across) * g.cell, low, slot];
+  const x = (low % g.columns) * g.group + (slot % g.across) * g.cell, y = Math.floor(low / g.columns) * g.line + Math.floor(slot / g.across) * g.cell;
+  return [EDGE + x, EDGE + y];
 }
 
 function paint(card) {
@@ -282,9 +292,9 @@ if (at("map")) {
   at("map").addEventListener("mousemove", (event) => {
     if (!state) return;
     const box = at("map").getBoundingClientRect(), g = geometry;
-    const column = Math.floor((event.clientX - box.left) / g.group), row = Math.floor((event.clientY - box.top) / g.line);
+    const column = Math.floor((event.clientX - box.left - EDGE) / g.group), row = Math.floor((event.clientY - box.top - EDGE) / g.line);
     const host = row * g.columns + column;
-    if (column >= g.columns || host >= state.hosts.length) return;
+    if (column < 0 || row < 0 || column >= g.columns || host >= state.hosts.length) return;
     const words = [];
     for (let card = first[host]; card < first[host + 1]; card++) words.push(`${card - first[host]} ${state.words[cards[card]]}`);
     at("map").title = `${state.hosts[host]}: ${words.join(", ")}`;
