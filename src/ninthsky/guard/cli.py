@@ -118,17 +118,25 @@ def controller(*, job: Path, keys: Path, port: int = 0, json_: Json = False) -> 
 
 
 @app.command
-def drill(*, faults: int = 4, ranks: int = 4, seed: int = 1, json_: Json = False) -> int:
+def drill(
+    *, faults: int = 4, ranks: int = 4, seed: int = 1, scenario: Path | None = None, days: float = 0.0, json_: Json = False
+) -> int:
     """Faults on purpose among simulated ranks (real processes, no torch), named and repaired as you watch.
+
+    From 32 ranks on, or with a scenario: a fleet in numpy on a made clock, the same controller and judges.
 
     Parameters
     ----------
     faults: int
         How many; kinds and ranks are drawn by chance.
     ranks: int
-        Ranks in all, on two simulated hosts with a spare each; an even number.
+        Ranks in all, on two simulated hosts with a spare each; an even number. From 32 on, 8 on each host.
     seed: int
         Of the draw.
+    scenario: Path
+        Faults of your own, by their effects (docs/guard.md, The drill).
+    days: float
+        So many simulated days without faults beside, for the bound on wrong evictions (about 1.5 s each).
     json_: bool
         The sheet as one JSON line, and nothing else.
     """
@@ -140,6 +148,8 @@ def drill(*, faults: int = 4, ranks: int = 4, seed: int = 1, json_: Json = False
     from ninthsky.guard.drill import run_drill
     from ninthsky.guard.watch import line_of
 
+    if scenario is not None or ranks >= 32:
+        return _clocked_drill(faults, max(ranks, 32), seed, scenario, days, json_)
     if ranks < 4 or ranks % 2 or faults < 1:
         raise UserError(
             "N9-CFG-012", f"{ranks} ranks, {faults} faults", "n9 guard drill", "ranks: even, 4 at least; faults: 1 at least"
@@ -160,6 +170,22 @@ def drill(*, faults: int = 4, ranks: int = 4, seed: int = 1, json_: Json = False
         for cause, seconds in sheet.named_seconds.items():
             print(f"  {cause:<10} named after {seconds:.2f} s, training again after {sheet.training_seconds[cause]:.2f} s")
     return OK if sheet.exact == sheet.faults and not sheet.wrong else FAILED
+
+
+def _clocked_drill(faults: int, ranks: int, seed: int, path: Path | None, days: float, json_: bool) -> int:
+    import json
+
+    from ninthsky.errors import OK
+    from ninthsky.guard.drill.scenario import load, shipped
+    from ninthsky.guard.drill.sheet import as_text, run_clocked
+
+    def show(text: str) -> None:
+        if not json_:
+            print(f"simulated: {text}", flush=True)
+
+    figures = run_clocked(ranks, faults, seed, load(path) if path else shipped(), days, show)
+    print(json.dumps(figures) if json_ else "\n" + as_text(figures))
+    return OK
 
 
 @app.command

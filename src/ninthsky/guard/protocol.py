@@ -52,7 +52,9 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(_Message, frozen=True):
-    """Sent ten times a second, on large fleets once (JobSpec.report_seconds); at once when something is unusual. `late` is how many seconds late this agent's own clock tick was."""
+    """Sent ten times a second, on large fleets once (JobSpec.report_seconds); at once when something is unusual.
+
+    `late` is how many seconds late this agent's own clock tick was."""
 
     events: int
     controller: str  # whose command was the last one done, and its number

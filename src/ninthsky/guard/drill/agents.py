@@ -248,7 +248,7 @@ class Agents:
     def _all_say_committed(self, step: int) -> None:
         """One rank of each host says so; what others of the host say goes no further."""
         fleet = self.fleet
-        first = {}
+        first: dict[int, int] = {}
         for process in fleet.holder.tolist():
             first.setdefault(process // fleet.slots, process)
         for process in first.values():

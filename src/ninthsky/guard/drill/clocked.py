@@ -97,17 +97,6 @@ class ClockedDrill:
                     struck += 1
                 self._end()
 
-    def quiet(self, seconds: float) -> int:
-        """A job without faults. Returns how many ranks would have been evicted."""
-        with tempfile.TemporaryDirectory(prefix="n9-drill-") as folder:
-            self._start(Path(folder))
-            self.told.clear()
-            end = self.now + seconds
-            while self.now < end and not self.conductor.state.over:
-                self._tick()
-            self._end()
-        return sum(told.evicts for told in self.told)
-
     def _draw(self, faults: int) -> list[Fault]:
         kinds = self.scenario.fault
         if self.scenario.order == "given":
