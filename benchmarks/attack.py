@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ninthsky.train import checkpoint
+from ninthsky.train.state import checkpoint
 
 Damage = Callable[[Path, random.Random], None]
 

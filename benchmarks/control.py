@@ -32,13 +32,13 @@ from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.program import Program
 from ninthsky.train.control.records import records
 from ninthsky.train.control.steering import Control
-from ninthsky.train.cursor import Cursor
 from ninthsky.train.inject import Fault
 from ninthsky.train.job import TrainJob
-from ninthsky.train.loop import History, fit
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.trainer import Trainer
+from ninthsky.train.step.loop import History, fit
+from ninthsky.train.step.loss import next_token_loss
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Trainer
+from ninthsky.train.text.cursor import Cursor
 
 VOCAB, SEQUENCE = 97, 16
 # Seeds from which cases are drawn. Rules were made on the first four draws: in the second a rate too high was taken for bad

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from ninthsky.guard.probe.group import KINDS, gloo
-from ninthsky.train.traffic import EXCHANGE, GATHER, REDUCE, SCATTER, SEND
+from ninthsky.train.cut.traffic import EXCHANGE, GATHER, REDUCE, SCATTER, SEND
 
 BACKEND = "counting"
 counted: Counter[tuple[str, int]] = Counter()  # (kind, ranks in the group) -> bytes of this process

@@ -41,9 +41,9 @@ from ninthsky.guard.probe.record import RecordWriter
 from ninthsky.guard.spawner import process_state
 from ninthsky.model.shape import Shape
 from ninthsky.run.folder import read_json, read_lines, write_json
+from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.job import TrainJob, load_job
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
+from ninthsky.train.step.recipe import Recipe
 
 HOSTS = 2
 
@@ -82,7 +82,7 @@ def make_job(folder: Path, size: str) -> JobSpec:
     watch = Watch.of(settings.guard, max_evictions_per_hour=10_000, card_failures=10_000)
     return JobSpec(
         run_id=f"bench-{os.getpid()}", folder=str(folder / "guard"),
-        command=[sys.executable, "-m", "ninthsky.train.elastic", str(path)],
+        command=[sys.executable, "-m", "ninthsky.train.rank.elastic", str(path)],
         world=4, hosts=[HostSpec(name=f"host-{n}", slots=2, spares=1) for n in range(HOSTS)], env={"OMP_NUM_THREADS": "1"},
         watch=msgspec.structs.replace(watch, action="act"),
     )  # fmt: skip

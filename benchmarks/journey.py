@@ -19,11 +19,11 @@ import xxhash
 
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.router import Choices, pinned, recorded
-from ninthsky.train import checkpoint
-from ninthsky.train.cursor import Cursor
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.mesh import Mesh
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.state import checkpoint
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import next_token_loss
+from ninthsky.train.text.cursor import Cursor
 
 SHAPE = Shape(97, 3, 32, 4, 2, 6, 2, 24, dense_layers=1, dense_dim=48)  # 6 experts: 2 and 3 ranks share them
 STEPS, BATCH, SEQUENCE = 20, 13, 16  # 13 rows: no number of ranks shares them evenly

@@ -35,9 +35,9 @@ from ninthsky.data.sources import group
 from ninthsky.data.tokens import EOS, held_out_groups
 from ninthsky.model.files import load
 from ninthsky.run.folder import write_json
-from ninthsky.train.cursor import TokenFile
-from ninthsky.train.evaluate import KNESER_NEY, Evaluation, evaluate
-from ninthsky.train.ngram import KneserNey
+from ninthsky.train.text.cursor import TokenFile
+from ninthsky.train.text.evaluate import KNESER_NEY, Evaluation, evaluate
+from ninthsky.train.text.ngram import KneserNey
 
 BYTE_ORDER = 8  # of the Kneser-Ney model over bytes, which knows of no tokens
 VALIDATION = 0.05

@@ -19,12 +19,12 @@ import torch.distributed as dist
 
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.files import save
-from ninthsky.train.baseline import model_nats
-from ninthsky.train.cursor import TokenFile
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.mixture import open_reader
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import next_token_loss
+from ninthsky.train.text.baseline import model_nats
+from ninthsky.train.text.cursor import TokenFile
+from ninthsky.train.text.mixture import open_reader
 
 # Chosen on the kept-back text with `--validate` at 100 to 130 CPU-seconds each; see docs/train.md.
 SHAPE = Shape(1024, 4, 192, 4, 2, 8, 2, 192, dense_layers=1, dense_dim=512)

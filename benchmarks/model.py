@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.report import median_interval, publish
 from ninthsky.model import Decoder, Shape
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import document_loss, next_token_loss
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import document_loss, next_token_loss
 
 SHAPE = Shape(8192, 6, 384, 6, 6, 8, 2, 512, shared_experts=0, dense_layers=0)
 ROWS, LENGTH, DOCUMENT = 4, 512, 150  # tokens of a document in the mean

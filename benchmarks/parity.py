@@ -2,7 +2,7 @@
 
 `python -m benchmarks.parity [--ranks 4 8]`. Plain SGD with a large rate, no clipping, fp32: a gradient of the wrong size shows
 at once, where Adam would hide it. Ranks are forked once for each world and go through all meshes; what they hold, and the bytes
-that they hand to collectives, are held against the formulas of train/memory.py and train/traffic.py.
+that they hand to collectives, are held against the formulas of train/cut/memory.py and train/cut/traffic.py.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from torch import Tensor
 from benchmarks import counting
 from benchmarks.report import publish
 from ninthsky.model import Decoder, Shape
-from ninthsky.train import parallel
-from ninthsky.train.loss import document_loss, next_token_loss
-from ninthsky.train.memory import state_bytes
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.traffic import traffic
-from ninthsky.train.trainer import Gate, Trainer
+from ninthsky.train.cut import parallel
+from ninthsky.train.cut.memory import state_bytes
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.cut.traffic import traffic
+from ninthsky.train.step.loss import document_loss, next_token_loss
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Gate, Trainer
 
 SHAPE = Shape(
     vocab=101,

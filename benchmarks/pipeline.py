@@ -21,11 +21,11 @@ from torch import Tensor
 
 from benchmarks.report import publish
 from ninthsky.model import Decoder, Shape
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.schedule import Name, Schedule
-from ninthsky.train.trainer import Gate, Trainer
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.cut.schedule import Name, Schedule
+from ninthsky.train.step.loss import next_token_loss
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Gate, Trainer
 
 SHAPE = Shape(vocab=512, layers=8, dim=192, heads=6, kv_heads=2, experts=8, experts_per_token=2, expert_dim=192, dense_layers=0)
 STAGES, ROWS, LENGTH = 2, 8, 128

@@ -27,8 +27,8 @@ from benchmarks.guard import Enough, make_job, places_of
 from benchmarks.report import publish
 from ninthsky.guard.drill import drill_job
 from ninthsky.guard.job import HostSpec, JobSpec, run_job
+from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.job import load_job
-from ninthsky.train.mesh import Mesh
 
 WORK_MS = 20.0  # of a simulated step
 

@@ -28,10 +28,10 @@ import torch.distributed as dist
 from benchmarks.sides import batch
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.experts import Experts
-from ninthsky.train.collectives import all_gather, reduce_scatter
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.mesh import Mesh
+from ninthsky.train.cut.collectives import all_gather, reduce_scatter
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import next_token_loss
 
 CUT = Shape(512, 4, 192, 4, 2, 8, 2, 192, dense_layers=1, dense_dim=512)
 WORLDS = (1, 2, 4, 8)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from ninthsky.model import Decoder, Shape
-from ninthsky.train.device import device, synchronize
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import next_token_loss
 from ninthsky.train.peak import matmul_peak
+from ninthsky.train.step.device import device, synchronize
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import next_token_loss
 
 SHAPE = Shape(8192, 6, 384, 6, 6, 8, 2, 512, shared_experts=0, dense_layers=0)
 ROWS, LENGTH = 4, 512

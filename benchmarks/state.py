@@ -40,12 +40,12 @@ from benchmarks.report import median_interval, publish
 from ninthsky.guard.job import Injected, JobSpec, run_job
 from ninthsky.model import Decoder, Shape
 from ninthsky.run.folder import read_lines
-from ninthsky.train import checkpoint, shards
+from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.inject import Fault
 from ninthsky.train.job import load_job
-from ninthsky.train.loop import Recipe, Trainer
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.mesh import Mesh
+from ninthsky.train.state import checkpoint, shards
+from ninthsky.train.step.loop import Recipe, Trainer
+from ninthsky.train.step.loss import next_token_loss
 
 ROAD = [
     Leg(Mesh(dp_shard=4, ep=2), range(0, 5)),

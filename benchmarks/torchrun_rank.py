@@ -21,12 +21,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from ninthsky.model.decoder import Decoder
 from ninthsky.run.folder import append_line
-from ninthsky.train import checkpoint
-from ninthsky.train.cursor import Cursor, TokenFile
-from ninthsky.train.device import device
 from ninthsky.train.job import load_job
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.trainer import Gate, Trainer
+from ninthsky.train.state import checkpoint
+from ninthsky.train.step.device import device
+from ninthsky.train.step.loss import next_token_loss
+from ninthsky.train.step.trainer import Gate, Trainer
+from ninthsky.train.text.cursor import Cursor, TokenFile
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import parity, scaling, state
 from benchmarks.report import median_interval, publish
 from benchmarks.sides import LENGTH, ROWS, SHAPE, Side
-from ninthsky.train.device import device
+from ninthsky.train.step.device import device
 
 PEERS = ("mixtral", "qwen3moe")
 # transformers' third setting, batched_mm, copies an expert's weights for every row: 3 GiB at this shape.

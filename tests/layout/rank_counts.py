@@ -48,10 +48,10 @@ def main() -> None:
             counting(name, kind, place)
     # Imported now, because the trainer takes hold of the collectives' names when it is imported.
     from ninthsky.model import Decoder, Shape
-    from ninthsky.train.loss import next_token_loss
-    from ninthsky.train.mesh import Mesh
-    from ninthsky.train.recipe import Recipe
-    from ninthsky.train.trainer import Trainer
+    from ninthsky.train.cut.mesh import Mesh
+    from ninthsky.train.step.loss import next_token_loss
+    from ninthsky.train.step.recipe import Recipe
+    from ninthsky.train.step.trainer import Trainer
 
     for mesh in json.loads(meshes):
         trainer = Trainer(Decoder(Shape(**json.loads(shape)), seed=0), next_token_loss, Recipe(), 1, Mesh.of(mesh))

@@ -13,7 +13,7 @@ from ninthsky.layout.memory import LOGIT_ROWS, QUERY_BLOCK, memory
 from ninthsky.layout.shape import Sizes, Work
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.fused import BLOCKS, output_loss, pays
-from ninthsky.train.loss import next_token_loss
+from ninthsky.train.step.loss import next_token_loss
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BASE = dict(

@@ -41,7 +41,7 @@ def test_the_demo_is_cut_by_fsdp_and_experts(size: str) -> None:
 
 def test_what_was_chosen_is_a_mesh_that_the_trainer_takes() -> None:
     from ninthsky.model.shape import Shape
-    from ninthsky.train.mesh import Mesh
+    from ninthsky.train.cut.mesh import Mesh
 
     for text in ('size = "nano"', 'size = "nano"\n[layout]\nhosts = 1\nranks_per_host = 8'):
         settings = settings_of(text)
@@ -55,7 +55,7 @@ def test_what_was_chosen_is_a_mesh_that_the_trainer_takes() -> None:
 
 def test_units_are_the_trainers() -> None:
     from ninthsky.layout.shape import Work
-    from ninthsky.train.parallel import UNIT_BYTES
+    from ninthsky.train.cut.parallel import UNIT_BYTES
 
     assert Work(1, 1).unit_bytes == UNIT_BYTES
 

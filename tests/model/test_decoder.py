@@ -11,7 +11,7 @@ from ninthsky.model import Decoder, Shape
 from ninthsky.model.attention import Documents
 from ninthsky.model.experts import Experts, SparseFeedForward
 from ninthsky.model.router import Router
-from ninthsky.train.loss import document_loss, documents, next_token_loss
+from ninthsky.train.step.loss import document_loss, documents, next_token_loss
 
 SMALL = Shape(
     vocab=97, layers=3, dim=32, heads=4, kv_heads=2, experts=4, experts_per_token=2, expert_dim=24, dense_layers=1, dense_dim=48

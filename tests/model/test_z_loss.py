@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.fused import output_loss
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import next_token_loss
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import next_token_loss
 
 SHAPE = Shape(97, 2, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=48)
 

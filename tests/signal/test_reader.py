@@ -11,7 +11,7 @@ from ninthsky.model import Decoder, Shape
 from ninthsky.signal.learn import BATCH, batches, make_reader
 from ninthsky.signal.reader import EOS, Form, Reader, Reading, answer_loss, load_reader, question_ids, save_reader, texts
 from ninthsky.signal.tasks import TASKS, Prepared, prepare
-from ninthsky.train.loop import Recipe, fit
+from ninthsky.train.step.loop import Recipe, fit
 from tests.align.small import letters
 
 SHAPE = Shape(262, layers=2, dim=32, heads=2, kv_heads=1, experts=4, experts_per_token=2, expert_dim=16, dense_dim=32)

@@ -17,11 +17,11 @@ from ninthsky.model.shape import Shape
 from ninthsky.run.engine import run_stage
 from ninthsky.run.folder import RunFolder, write_json
 from ninthsky.run.progress import PlainScreen
+from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.inject import Fault
 from ninthsky.train.job import TrainJob
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
 from ninthsky.train.stages import STAGES
+from ninthsky.train.step.recipe import Recipe
 
 VOCAB = 64
 SHAPE = Shape(vocab=VOCAB, layers=2, dim=16, heads=2, kv_heads=1, experts=4, experts_per_token=2, expert_dim=16, dense_dim=32)
@@ -72,7 +72,7 @@ def run_guarded(
     spec = JobSpec(
         run_id=f"t-{os.getpid()}-{folder.name}",
         folder=str(folder / "guard"),
-        command=[sys.executable, "-m", "ninthsky.train.elastic", str(path)],
+        command=[sys.executable, "-m", "ninthsky.train.rank.elastic", str(path)],
         world=4,
         hosts=hosts or [HostSpec(name=f"host-{host}", slots=2, spares=spares) for host in range(2)],
         env={"OMP_NUM_THREADS": "1"},

@@ -11,7 +11,7 @@ import numpy as np
 
 from ninthsky.model import Decoder, Shape
 from ninthsky.run.folder import write_json
-from ninthsky.train.cursor import Cursor
+from ninthsky.train.text.cursor import Cursor
 
 SHAPE = Shape(97, 3, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=48)
 

@@ -7,10 +7,10 @@ import pytest
 
 from ninthsky.errors import UserError
 from ninthsky.model.files import load, save
-from ninthsky.train import checkpoint
 from ninthsky.train.cli import app
-from ninthsky.train.loop import Recipe, Trainer, fit
-from ninthsky.train.loss import next_token_loss
+from ninthsky.train.state import checkpoint
+from ninthsky.train.step.loop import Recipe, Trainer, fit
+from ninthsky.train.step.loss import next_token_loss
 from tests.train.small import cursor, model, write_token_folder
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ninthsky.errors import UserError
-from ninthsky.train.loop import History, Recipe, fit
-from ninthsky.train.loss import next_token_loss
+from ninthsky.train.step.loop import History, Recipe, fit
+from ninthsky.train.step.loss import next_token_loss
 from tests.train.small import cursor, model
 
 STEPS = 14
@@ -91,8 +91,8 @@ def test_bf16_trains_too() -> None:
 PROGRAM = """
 import json, sys, torch
 from pathlib import Path
-from ninthsky.train.loop import Recipe, fit
-from ninthsky.train.loss import next_token_loss
+from ninthsky.train.step.loop import Recipe, fit
+from ninthsky.train.step.loss import next_token_loss
 from tests.train.small import cursor, model
 torch.set_num_threads(1)
 history = fit(model(), cursor().read, next_token_loss, Recipe(), 120, folder=Path(sys.argv[1]), checkpoint_every=5)

@@ -12,9 +12,9 @@ import torch.distributed as dist  # noqa: E402
 from benchmarks import journey  # noqa: E402
 from benchmarks.journey import SGD, SHAPE, STEPS, Leg  # noqa: E402
 from ninthsky.model import Decoder  # noqa: E402
-from ninthsky.train import checkpoint  # noqa: E402
-from ninthsky.train.loop import Recipe  # noqa: E402
-from ninthsky.train.mesh import Mesh  # noqa: E402
+from ninthsky.train.cut.mesh import Mesh  # noqa: E402
+from ninthsky.train.state import checkpoint  # noqa: E402
+from ninthsky.train.step.loop import Recipe  # noqa: E402
 from tests.train.ranks import on_ranks  # noqa: E402
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ninthsky.errors import UserError
-from ninthsky.train.loop import Gate, Recipe, Trainer, fit
-from ninthsky.train.loss import IGNORED, masked_token_loss, next_token_loss
-from ninthsky.train.pipeline import micro_batches
+from ninthsky.train.cut.pipeline import micro_batches
+from ninthsky.train.step.loop import Gate, Recipe, Trainer, fit
+from ninthsky.train.step.loss import IGNORED, masked_token_loss, next_token_loss
 from tests.train.small import SHAPE, cursor, model
 
 SGD = Recipe(lr=0.5, optimizer="sgd", weight_decay=0.0, schedule="constant", warmup=0.0, clip=0.0)

@@ -7,9 +7,9 @@ import torch
 
 from ninthsky.model import Shape
 from ninthsky.train import peak
+from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.job import TrainJob
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
+from ninthsky.train.step.recipe import Recipe
 
 SHAPE = Shape(97, 2, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=48)
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from ninthsky.errors import UserError
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.router import pinned, recorded
-from ninthsky.train.loop import Gate, Recipe, Trainer
-from ninthsky.train.loss import document_loss
-from ninthsky.train.mesh import Mesh
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.step.loop import Gate, Recipe, Trainer
+from ninthsky.train.step.loss import document_loss
 from tests.train.ranks import on_ranks
 
 pytestmark = pytest.mark.slow

@@ -25,8 +25,8 @@ from ninthsky.errors import UserError
 from ninthsky.model import Decoder
 from ninthsky.model.files import load, save
 from ninthsky.run import StageContext
-from ninthsky.train.cursor import Cursor, TokenFile
-from ninthsky.train.loop import Gate, Recipe, Trainer, fit, measure_steps
+from ninthsky.train.step.loop import Gate, Recipe, Trainer, fit, measure_steps
+from ninthsky.train.text.cursor import Cursor, TokenFile
 
 TRAIN_PROMPTS = 4_096  # of each bank
 SPLITS: tuple[Split, ...] = ("train", "held_out", "unseen")

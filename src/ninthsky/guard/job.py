@@ -1,6 +1,6 @@
 """Runs a guarded job from its first process to its result: controller, agents, ranks, and nothing left behind.
 
-spec = JobSpec(run_id="demo", folder=..., command=[sys.executable, "-m", "ninthsky.train.elastic"], world=4,
+spec = JobSpec(run_id="demo", folder=..., command=[sys.executable, "-m", "ninthsky.train.rank.elastic"], world=4,
                hosts=[HostSpec(name="host-0", slots=2), HostSpec(name="host-1", slots=2)], watch=Watch(action="act"))
 result = run_job(spec, on_event=print)
 """

@@ -27,8 +27,8 @@ from ninthsky.model.files import load
 from ninthsky.radio.fast import LEVELS
 from ninthsky.radio.kernels import HISTORY, Floats
 from ninthsky.run.progress import Progress
-from ninthsky.train.device import device
-from ninthsky.train.loop import Recipe, Trainer, fit, measure_steps
+from ninthsky.train.step.device import device
+from ninthsky.train.step.loop import Recipe, Trainer, fit, measure_steps
 
 CONTEXT = 7  # days that the blocks read one by one
 LEAST = 8  # days of history that a training target has behind it

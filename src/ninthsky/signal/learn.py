@@ -21,8 +21,8 @@ from ninthsky.signal.patches import Array
 from ninthsky.signal.reader import Form, Reader, Reading, answer_loss, question_ids, save_reader, texts
 from ninthsky.signal.report import Outcome, show
 from ninthsky.signal.tasks import Prepared, prepare, task_named
-from ninthsky.train.device import device
-from ninthsky.train.loop import Gate, Recipe, Trainer, fit, measure_steps
+from ninthsky.train.step.device import device
+from ninthsky.train.step.loop import Gate, Recipe, Trainer, fit, measure_steps
 
 BATCH = 24  # signals per step, all of one kind
 ARMS = ("checkpoint", "scratch")

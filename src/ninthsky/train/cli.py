@@ -49,7 +49,7 @@ def evaluate(
     import torch
 
     from ninthsky.model.files import load
-    from ninthsky.train.evaluate import evaluate as scored
+    from ninthsky.train.text.evaluate import evaluate as scored
 
     torch.set_num_threads(1)
     found = scored(load(export), tokens, sequence, stride, limit, document_mask=document_mask)
@@ -72,7 +72,7 @@ def score(file: Path, *, export: Path, longest: int | None = None, json_: Json =
     import torch
 
     from ninthsky.model.files import load
-    from ninthsky.train import choice
+    from ninthsky.train.text import choice
 
     torch.set_num_threads(1)
     questions = choice.read_questions(file)
@@ -88,8 +88,8 @@ def score(file: Path, *, export: Path, longest: int | None = None, json_: Json =
 @app.command
 def check(folder: Path, *, json_: Json = False) -> int:
     """Reads every byte of the checkpoints of a folder and says which are good; status 1 where none is."""
-    from ninthsky.train.checkpoint import check as problem_of
-    from ninthsky.train.checkpoint import checkpoints
+    from ninthsky.train.state.checkpoint import check as problem_of
+    from ninthsky.train.state.checkpoint import checkpoints
 
     found = {path.name: problem_of(path) for path in checkpoints(folder)}
     lines = [f"{name:14s}{problem or 'good'}" for name, problem in found.items()] or [f"no checkpoint in {folder}"]
@@ -112,7 +112,7 @@ def export(checkpoint: Path, out: Path, *, like: Path, json_: Json = False) -> i
         An export folder of the same shape, from which sizes and tokenizer are taken.
     """
     from ninthsky.model.files import load, save
-    from ninthsky.train.checkpoint import load_weights
+    from ninthsky.train.state.checkpoint import load_weights
 
     model = load(like)
     step = load_weights(model, checkpoint)

@@ -1,4 +1,4 @@
-"""What the ranks of a pretraining job have to know, as one JSON file: `python -m ninthsky.train.elastic JOB.json`."""
+"""What the ranks of a pretraining job have to know, as one JSON file: `python -m ninthsky.train.rank.elastic JOB.json`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ninthsky.model.shape import Shape
 from ninthsky.run.folder import write_json
 from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.program import Program
+from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.inject import Fault
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.recipe import Recipe
+from ninthsky.train.step.recipe import Recipe
 
 
 class TrainJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,13 +22,13 @@ from ninthsky.run import StageContext
 from ninthsky.run.folder import read_json, read_lines
 from ninthsky.run.progress import Progress
 from ninthsky.train.control.limits import Limits
+from ninthsky.train.cut.mesh import Mesh
+from ninthsky.train.cut.schedule import Schedule
 from ninthsky.train.inject import Fault, struck
 from ninthsky.train.job import TrainJob
-from ninthsky.train.mesh import Mesh
-from ninthsky.train.mixture import choose
-from ninthsky.train.recipe import Precision, Recipe
-from ninthsky.train.schedule import Schedule
 from ninthsky.train.speed import GAIN, measure
+from ninthsky.train.step.recipe import Precision, Recipe
+from ninthsky.train.text.mixture import choose
 
 # Of a budget, the share that goes into steps. The rest is for starting processes, faults, checkpoints and the export.
 STEPS_SHARE = 0.6
@@ -154,7 +154,7 @@ def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobRes
     spec = JobSpec(
         run_id=_run_id(ctx),
         folder=str((starts / f"start-{number}").resolve()),
-        command=[sys.executable, "-m", "ninthsky.train.elastic", str(path.resolve())],
+        command=[sys.executable, "-m", "ninthsky.train.rank.elastic", str(path.resolve())],
         world=job.mesh.ranks,
         hosts=hosts,
         env={"OMP_NUM_THREADS": "1"},

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ninthsky.train.device import synchronize
 from ninthsky.train.job import TrainJob
+from ninthsky.train.step.device import synchronize
 
 SIDE = {"cpu": 2048}  # of the square matrices; 8192 on accelerators
 

@@ -12,18 +12,18 @@ from ninthsky.errors import UserError
 from ninthsky.evidence import Evidence
 from ninthsky.run import StageContext
 from ninthsky.train.account import Account, accounts, read_history
-from ninthsky.train.checkpoint.records import records as records_of_checkpoints
 from ninthsky.train.control.helm import PROGRAM, read_program
 from ninthsky.train.control.orders import FOLDER
 from ninthsky.train.control.records import records
 from ninthsky.train.control.validation import set_apart
-from ninthsky.train.cursor import TokenFile
-from ninthsky.train.device import device
-from ninthsky.train.evaluate import KNESER_NEY, SEEN, Evaluation
 from ninthsky.train.inject import struck
 from ninthsky.train.launch import decide_length, guarded, place_faults, plan_job
-from ninthsky.train.mixture import open_reader
 from ninthsky.train.peak import efficiency
+from ninthsky.train.state.checkpoint.records import records as records_of_checkpoints
+from ninthsky.train.step.device import device
+from ninthsky.train.text.cursor import TokenFile
+from ninthsky.train.text.evaluate import KNESER_NEY, SEEN, Evaluation
+from ninthsky.train.text.mixture import open_reader
 
 COLOURS = {"kill": "#c0392b", "freeze": "#2471a3", "nan": "#8e44ad", "slow": "#b9770e", "bad_card": "#6c3483"}
 # On another 2-core machine, 4 gloo ranks, a checkpoint every 50 steps: with torchrun's own rendezvous the job never came back,
@@ -78,7 +78,7 @@ def run(ctx: StageContext) -> None:
 def _evaluation(ctx: StageContext, tokens: Path, sequence: int) -> Evaluation:
     """Held-out text by language and source: model, Kneser-Ney, bigram, unigram."""
     from ninthsky.model.files import load
-    from ninthsky.train.evaluate import evaluate
+    from ninthsky.train.text.evaluate import evaluate
 
     mask = ctx.settings.train.document_mask
     return evaluate(load(ctx.out / "export"), tokens, sequence, say=ctx.say, document_mask=mask)

@@ -47,13 +47,13 @@ def _rank(rank: int, path: Path, folder: Path, said: Any) -> None:
     from ninthsky.guard.probe.group import BACKEND, Probe, register
     from ninthsky.guard.probe.record import RecordWriter
     from ninthsky.model.decoder import Decoder
-    from ninthsky.train import shards
-    from ninthsky.train.cursor import TokenFile
-    from ninthsky.train.device import carrier, device
     from ninthsky.train.job import load_job
-    from ninthsky.train.loss import document_loss, next_token_loss
-    from ninthsky.train.mixture import open_reader
-    from ninthsky.train.trainer import Gate, Trainer
+    from ninthsky.train.state import shards
+    from ninthsky.train.step.device import carrier, device
+    from ninthsky.train.step.loss import document_loss, next_token_loss
+    from ninthsky.train.step.trainer import Gate, Trainer
+    from ninthsky.train.text.cursor import TokenFile
+    from ninthsky.train.text.mixture import open_reader
 
     torch.set_num_threads(1)
     gc.enable()
@@ -90,7 +90,7 @@ def main() -> int:
     gc.disable()  # as in elastic.py
     import torch
 
-    import ninthsky.train.trainer  # noqa: F401 - what every rank needs, imported once before the fork
+    import ninthsky.train.step.trainer  # noqa: F401 - what every rank needs, imported once before the fork
     from ninthsky.train.job import load_job
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # its first construction imports a good deal more

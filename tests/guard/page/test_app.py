@@ -84,6 +84,20 @@ def test_a_fault_is_called_none_by_name_and_taken_back(site: Site) -> None:
         assert site.act("approve", "F-0001").status_code == 409, "nothing waits for a person"
 
 
+def test_an_approval_is_kept_once_and_its_answer_shown(site: Site) -> None:
+    site.files.fault(state="advised", remedy="advised only: regrouped")
+    site.page.step()
+    assert site.page.view.snapshot()["faults"][0]["approvable"]
+    site.log_in()
+    assert site.act("approve", "F-0001").status_code == 200
+    assert site.act("approve", "F-0001").status_code == 409, "it was given"
+    shown = site.page.view.snapshot()["faults"][0]
+    assert shown["approved"][::2] == ["Ada", None] and not shown["approvable"]
+    site.files.event("approval.done", fault="F-0001", who="Ada")
+    site.page.step()
+    assert site.page.view.snapshot()["faults"][0]["approved"][2] is True
+
+
 def test_a_strangers_page_cannot_act_or_reach_it_by_a_name_of_its_own(site: Site) -> None:
     site.files.fault()
     site.page.step()

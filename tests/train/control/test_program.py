@@ -9,7 +9,7 @@ from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.orders import Due, Order, decode, encode
 from ninthsky.train.control.program import Change, Program, Undone
 from ninthsky.train.control.steering import Control
-from ninthsky.train.recipe import Recipe
+from ninthsky.train.step.recipe import Recipe
 
 RECIPE = Recipe(lr=1e-2, clip=1.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from itertools import pairwise
@@ -20,7 +21,7 @@ from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.orders import FOLDER, give, parse
 from ninthsky.train.control.records import records
 from ninthsky.train.inject import Fault, struck
-from ninthsky.train.recipe import Recipe
+from ninthsky.train.step.recipe import Recipe
 from tests.train.nano import make_job, run_guarded, write_tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -74,7 +75,7 @@ def test_bad_data_a_bad_card_orders_and_a_pause_all_in_one_run_that_a_twin_follo
     assert (lr.name, lr.value, clip.name, clip.value) == ("lr", 1e-3, "clip", 0.5) and lr.step == clip.step > 40
     history = read_history(folder / "history.jsonl")
     assert [line["step"] for line in history] == list(range(STEPS))
-    rates = [line.get("lr") for line in history]
+    rates = [float(line.get("lr", math.inf)) for line in history]
     assert max(rates[lr.step :]) <= 1e-3 < min(rates[37 : lr.step])
     gaps = [after["time"] - before["time"] for before, after in pairwise(history)]
     assert max(gaps) > 3.0

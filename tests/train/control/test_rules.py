@@ -13,7 +13,7 @@ from ninthsky.train.control import rules
 from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.rules import Reading
 from ninthsky.train.control.window import Step, Validation, Window, local_z, noise
-from ninthsky.train.trainer import Gate
+from ninthsky.train.step.trainer import Gate
 
 LIMITS = Limits(mode="act")
 

@@ -18,9 +18,9 @@ from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.program import Program, Undone
 from ninthsky.train.control.records import explain, recorder, records
 from ninthsky.train.control.steering import Control
-from ninthsky.train.loop import History, Recipe, fit
-from ninthsky.train.loss import next_token_loss
-from ninthsky.train.trainer import Trainer
+from ninthsky.train.step.loop import History, Recipe, fit
+from ninthsky.train.step.loss import next_token_loss
+from ninthsky.train.step.trainer import Trainer
 from tests.train.small import cursor, model
 
 STEPS, AT, EVERY = 60, 40, 10
@@ -52,7 +52,7 @@ def run(
     fired: list[Evidence] = []
     control = Disturbed(Limits(mode=mode, **limits), RECIPE, replay=replay, tell=fired.append)
     if disturb:
-        control.disturb = disturb  # type: ignore[method-assign]
+        control.disturb = disturb
     history = fit(
         model(), read or cursor().read, loss, RECIPE, STEPS, progress, folder,
         checkpoint_every=EVERY, control=control, validation=validation,

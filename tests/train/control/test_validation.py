@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 
 from ninthsky.errors import UserError
 from ninthsky.train.control.validation import set_apart, validation_cursor
-from ninthsky.train.cursor import TokenFile
+from ninthsky.train.text.cursor import TokenFile
 
 
 def test_the_end_of_every_part_is_kept_apart_and_never_trained_on() -> None:

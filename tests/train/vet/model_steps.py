@@ -9,8 +9,8 @@ import torch
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.decoder import Layer
 from ninthsky.model.generate import generate
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.trainer import Gate, Trainer
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Gate, Trainer
 
 SHAPE = Shape(97, 3, 32, 4, 2, 4, 2, 24, dense_layers=1, dense_dim=48)
 UNEQUAL = Shape(

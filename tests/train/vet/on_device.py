@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ninthsky.model import Decoder
-from ninthsky.train import checkpoint
-from ninthsky.train.device import device as default_device
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.trainer import Gate, Trainer
+from ninthsky.train.state import checkpoint
+from ninthsky.train.step.device import device as default_device
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Gate, Trainer
 from ninthsky.train.vet import detour, simulated
 from ninthsky.train.vet.examine import OPERATORS, examine
 from ninthsky.train.vet.golden import golden_run

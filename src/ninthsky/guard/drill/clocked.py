@@ -238,7 +238,9 @@ class ClockedDrill:
         hosts = frozenset().union(*(subject for _, subject in struck if isinstance(subject, frozenset)))
         innocent = [told for told in rest if told.evicts and not self._guilty(told, struck, ranks, hosts)]
         words = [f"{told.cause} {told.subject} {told.at - begin:.1f} s" for told in rest]
-        for fault, subject in struck:
+        for number, (fault, subject) in enumerate(struck):
+            if fault.expect in {"unknown", "nothing"} and any(other is fault for other, _ in struck[:number]):
+                continue  # struck in many places, it is one fault
             outcome = Outcome(name, fault.measure, "missed", told=words)
             if fault.expect in {"unknown", "nothing"}:
                 blamed = any(told.subject is not None for told in rest)

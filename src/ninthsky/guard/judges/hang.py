@@ -35,8 +35,7 @@ def judge_hang(window: Window, limits: Limits) -> list[Verdict]:
     heard = judged_hosts(window, limits)
     if (~heard).mean() > UNHEARD_SHARE:
         return []  # another judge's case, or this machine itself stood still
-    verdicts = judge_frozen(window, limits) or judge_stuck(window, limits)
-    return [] if any(not heard[list(verdict.ranks)].all() for verdict in verdicts) else verdicts
+    return judge_frozen(window, limits) or judge_stuck(window, limits)
 
 
 def judged_hosts(window: Window, limits: Limits) -> NDArray[np.bool_]:
@@ -125,6 +124,8 @@ def judge_stuck(window: Window, limits: Limits) -> list[Verdict]:
             )
         ]
     roots = np.flatnonzero(graph.roots)
+    if not judged_hosts(window, limits)[roots].all():
+        return []  # their host is silent: the judge of hosts will say so, or they are heard again
     if len(roots) == 0:
         facts = (
             *base,

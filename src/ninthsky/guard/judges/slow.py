@@ -122,6 +122,7 @@ def _judge(window: Window, limits: Limits, wall: Clock | None, processor: Clock 
         slow = [reading for reading in clock.slowest(threshold) if reading.stands_out(threshold)]
         if not slow:
             continue
+        slow = [reading for reading in slow if not _is_the_host(window, reading, clock)]
         if clock is processor:
             return [verdict for r in slow if (verdict := _more_work(window, r, wall, threshold))]
         return [verdict for r in slow if (verdict := _kept_from_running(window, r, clock, processor, threshold))]
@@ -146,18 +147,25 @@ def _kept_from_running(
     window: Window, reading: Reading, wall: Clock, processor: Clock | None, threshold: float
 ) -> Verdict | None:
     rank = reading.rank
-    mates = np.array([host == window.hosts[rank] for host in window.hosts])
-    mates[rank] = False
+    mates = _mates(window, rank)
     facts = reading.facts(threshold)
-    if mates.sum() >= 3:
-        excess = float(np.median(wall.ratio[mates])) - 1
-        if excess >= MATES * (reading.ratio - 1) or (wall.ratio[mates] >= 1 + MATES * (reading.ratio - 1)).sum() >= 2:
-            return None  # something else on this host takes the time of several
-        facts += (Fact("wall clock of the others on its host", 1 + excess, 1 + MATES * (reading.ratio - 1), "x"),)
+    if len(mates):
+        limit = 1 + MATES * (reading.ratio - 1)
+        facts += (Fact("wall clock of the others on its host", float(np.median(wall.ratio[mates])), limit, "x"),)
     if processor is not None:
         facts += (Fact("its processor time against the peers' median", float(processor.ratio[rank]), threshold, "x"),)
     text = "its own work takes longer on the wall clock only: it is kept from running"
     return _verdict(window, rank, text, facts, "more work or a slower core: its processor time is as its peers'", 0.75)
+
+
+def _is_the_host(window: Window, reading: Reading, clock: Clock) -> bool:
+    """Whether several of its host are slow too: other work on the host, or the host itself, and no card's fault."""
+    mates = clock.ratio[_mates(window, reading.rank)]
+    return len(mates) >= 3 and int((mates >= 1 + MATES * (reading.ratio - 1)).sum()) >= 2
+
+
+def _mates(window: Window, rank: int) -> Ints:
+    return np.array([mate for mate, host in enumerate(window.hosts) if host == window.hosts[rank] and mate != rank], np.int64)
 
 
 def _apart(threshold: float) -> float:

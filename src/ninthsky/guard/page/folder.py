@@ -18,6 +18,7 @@ from ninthsky.guard.spec import JobSpec, load_spec
 
 FAULTS_KEPT = 2_000
 STEPS_KEPT = 600
+BEGINNING = 200  # bytes of events.jsonl by which it is known again; the first event's time is among them
 READ_AT_ONCE = 4 << 20  # bytes of events in one go
 
 
@@ -46,7 +47,9 @@ class JobFolder:
         self.ended: float | None = None
         self.end = ""  # done, or failed with the reason
         self.refused: dict[str, Counter[str]] = {}  # by who turned away: reason -> how many so far
-        self._event_file = 0  # inode: a new start begins a new file
+        self.answered: dict[str, bool] = {}  # approvals that the controller has read, by fault: whether it acted on them
+        self._to_tell: set[str] = set()
+        self._beginning = b""  # of events.jsonl: a new start begins a new file, perhaps under the old one's inode
         self._offset = 0
         self._stamps: dict[str, tuple[int, int]] = {}
 
@@ -64,24 +67,27 @@ class JobFolder:
         return self.picture.head.step if self.picture is not None else -1
 
     def look(self) -> list[Fault]:
-        """Takes in what was added; returns the faults that are new or changed, oldest first."""
+        """Takes in what was added; returns the faults that are new, changed, or answered, oldest first."""
         self._read_events()
         picture = read_picture(self.folder / FILE)
         if picture is not None and (self.picture is None or picture.head.time != self.picture.head.time):
             self.picture = picture
             self.steps.extend(picture.head.steps)
-        return self._read_faults()
+        changed = self._read_faults()
+        told = {fault.id for fault in changed}
+        changed += [self.faults[id] for id in sorted(self._to_tell - told) if id in self.faults]
+        self._to_tell.clear()
+        return changed
 
     def _read_events(self) -> None:
         path = self.folder / "events.jsonl"
         try:
             with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._event_file or status.st_size < self._offset:
-                    if self._event_file:
-                        self.spec = load_spec(self.folder / "job.json")
-                        self._forget()
-                    self._event_file = status.st_ino
+                beginning = file.read(BEGINNING)
+                if not beginning.startswith(self._beginning):
+                    self.spec = load_spec(self.folder / "job.json")
+                    self._forget()
+                self._beginning = beginning
                 file.seek(self._offset)
                 data = file.read(READ_AT_ONCE)
         except FileNotFoundError:
@@ -104,6 +110,9 @@ class JobFolder:
             self.first_step = int(event["resume_step"]) + 1
         elif kind == "refused":
             self.refused[str(event["host"])] = Counter({str(why): int(n) for why, n in event["counts"].items()})
+        elif kind in {"approval.done", "approval.useless"}:
+            self.answered[str(event["fault"])] = kind == "approval.done"
+            self._to_tell.add(str(event["fault"]))
         elif kind in {"job.done", "job.failed"}:
             self.ended, self.end = at, "done" if kind == "job.done" else f"failed: {event['reason']}"
 

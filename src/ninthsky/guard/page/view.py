@@ -185,7 +185,7 @@ class View:
         if judged is not None:
             shown["judged"] = [judged.act, judged.who, judged.time]
         if approved is not None:
-            shown["approved"] = [approved.who, approved.time]
+            shown["approved"] = [approved.who, approved.time, self.job.answered.get(fault.id)]
         shown["approvable"] = (
             fault.state == "advised" and "advised only" in evidence.remedy and approved is None and self.job.ended is None
         )

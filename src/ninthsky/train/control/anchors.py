@@ -10,11 +10,11 @@ from typing import Protocol
 from torch import Tensor
 
 from ninthsky.errors import UserError
-from ninthsky.train import checkpoint
 from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.steering import Control
 from ninthsky.train.control.trial import Decision
-from ninthsky.train.trainer import Trainer
+from ninthsky.train.state import checkpoint
+from ninthsky.train.step.trainer import Trainer
 
 
 class Anchors(Protocol):

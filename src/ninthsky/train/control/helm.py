@@ -22,8 +22,8 @@ from ninthsky.train.control.records import recorder
 from ninthsky.train.control.steering import Control
 from ninthsky.train.control.trial import Decision
 from ninthsky.train.control.validation import validation_cursor
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.trainer import Trainer
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Trainer
 
 PROGRAM = "program.json"
 TICK_SECONDS = 0.25  # of a pause: a small collective each time, so that a rank that fails meanwhile is noticed

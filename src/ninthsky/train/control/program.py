@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ninthsky.train.recipe import Recipe
+from ninthsky.train.step.recipe import Recipe
 
 # What may be changed on a live run: name -> (least, most). Everything else would be another run.
 SETTABLE: dict[str, tuple[float, float]] = {

@@ -14,7 +14,7 @@ from typing import Literal
 from ninthsky.evidence import Fact
 from ninthsky.train.control.limits import Limits
 from ninthsky.train.control.window import NORMAL, Window, levels, local_z, median, noise
-from ninthsky.train.trainer import Gate
+from ninthsky.train.step.trainer import Gate
 
 RuleName = Literal["spike", "own", "rise", "drift", "dead"]
 Action = Literal["redo", "skip", "roll back", "lower the rate", "lift", "stop", "nothing"]

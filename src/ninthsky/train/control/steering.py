@@ -14,8 +14,8 @@ from ninthsky.train.control.program import Change, Lift, Program, Undone
 from ninthsky.train.control.rules import ACTIONS, Action, Finding, Reading
 from ninthsky.train.control.trial import Trial
 from ninthsky.train.control.window import Step, Validation, Window, median
-from ninthsky.train.recipe import Recipe
-from ninthsky.train.trainer import Trainer
+from ninthsky.train.step.recipe import Recipe
+from ninthsky.train.step.trainer import Trainer
 
 RECOVERED = 5.0  # times the share below which an expert counts as dead
 SIGNALS = 5  # numbers that `signals` adds to a rank's gate

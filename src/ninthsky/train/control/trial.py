@@ -17,7 +17,7 @@ from ninthsky.evidence import Fact
 from ninthsky.train.control import rules
 from ninthsky.train.control.rules import Finding, Reading
 from ninthsky.train.control.window import Step, median, noise
-from ninthsky.train.trainer import Gate
+from ninthsky.train.step.trainer import Gate
 
 if TYPE_CHECKING:
     from ninthsky.train.control.steering import Control

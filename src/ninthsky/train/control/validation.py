@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ninthsky.train.cursor import Cursor, TokenFile
+from ninthsky.train.text.cursor import Cursor, TokenFile
 
 
 def set_apart(file: TokenFile, share: float) -> tuple[TokenFile, np.ndarray]:

@@ -100,7 +100,7 @@ def vet(
 def _device(name: str | None, fault: str | None) -> torch.device:
     import torch
 
-    from ninthsky.train.device import device as default
+    from ninthsky.train.step.device import device as default
     from ninthsky.train.vet import simulated
 
     if name == simulated.NAME:

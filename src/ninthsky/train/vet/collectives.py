@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ninthsky.evidence import UNKNOWN
-from ninthsky.train.collectives import all_gather, reduce_scatter
-from ninthsky.train.device import collective_backend
+from ninthsky.train.cut.collectives import all_gather, reduce_scatter
+from ninthsky.train.step.device import collective_backend
 from ninthsky.train.vet.case import Verdict
 
 SECONDS = 120.0

@@ -25,7 +25,7 @@ def on_host(*names: str, device: torch.device | None = None) -> None:
 
     `device` is by default the accelerator that torch sees. Raises UserError N9-TRN-020 for a name that torch does not know.
     """
-    from ninthsky.train.device import device as default_device
+    from ninthsky.train.step.device import device as default_device
 
     on = device or default_device()
     if on.type == "cpu":

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ninthsky.model import Decoder, Shape
 from ninthsky.model.router import recorded
-from ninthsky.train.recipe import Precision, Recipe
-from ninthsky.train.trainer import Gate, Trainer
+from ninthsky.train.step.recipe import Precision, Recipe
+from ninthsky.train.step.trainer import Gate, Trainer
 
 STEPS, BATCH, LENGTH = 20, 8, 48
 SHAPE = Shape(vocab=128, layers=3, dim=64, heads=4, kv_heads=2, experts=6, experts_per_token=2, expert_dim=48, dense_dim=96)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ninthsky.train.device import host_buffer, synchronize
+from ninthsky.train.step.device import host_buffer, synchronize
 from ninthsky.train.vet.case import FLOATS, Case, Operator, Probe, Wrong, bits, check_equal
 from ninthsky.train.vet.draws import all_of, normal
 

@@ -14,7 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ninthsky.train.device import synchronize
+from ninthsky.train.step.device import synchronize
 
 FORMAT = 1  # of the digests: other numbers, another format
 ROWS, INNER, COLUMNS = 509, 512, 515  # odd, so that no block comes out even

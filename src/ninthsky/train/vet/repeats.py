@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from ninthsky.train.device import synchronize
+from ninthsky.train.step.device import synchronize
 from ninthsky.train.vet.case import Case, Finding, Operator, Probe, bits, first, leaf, lie, short
 
 REMEDY = "torch.use_deterministic_algorithms(True) before the run, or detour the operator to the host"

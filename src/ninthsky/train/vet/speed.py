@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ninthsky.train.device import synchronize
+from ninthsky.train.step.device import synchronize
 from ninthsky.train.vet.case import short
 
 CONTRADICTION = 6.0  # times what the sum takes, for two thirds of its bytes

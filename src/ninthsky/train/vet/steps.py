@@ -87,13 +87,13 @@ OPERATORS = (
         "fused AdamW",
         ("_fused_adamw",),
         (Probe("six steps against the formula", _fused), Probe("the first step", _gradual)),
-        "AdamW(fused=False) in train/optimizer.py, or plain SGD",
+        "AdamW(fused=False) in train/step/optimizer.py, or plain SGD",
         'train.optimizer = "sgd"',
     ),
     Operator(
         "lists of tensors",
         ("_foreach_mul", "_foreach_add", "_foreach_norm"),
         (Probe("multiply, add, norm", _many),),
-        "the same tensor by tensor: foreach=False in train/optimizer.py",
+        "the same tensor by tensor: foreach=False in train/step/optimizer.py",
     ),
 )

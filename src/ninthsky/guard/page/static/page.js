@@ -152,7 +152,8 @@ function fault() {
   };
   const said = [];
   if (f.judged) said.push(`${f.judged[1]} said: ${f.judged[0]}, ${clock(f.judged[2])}`);
-  if (f.approved) said.push(`approved by ${f.approved[0]}, ${clock(f.approved[1])}`);
+  if (f.approved) said.push(`approved by ${f.approved[0]}, ${clock(f.approved[1])}: ${
+    { true: "done", false: "too late, nothing waited for it any more" }[f.approved[2]] || "the controller has not answered yet"}`);
   if (!state.who) said.push("to judge or approve, log in");
   at("said").textContent = said.join("; ");
   at("none").disabled = at("approve").disabled = !state.who;
