@@ -75,9 +75,9 @@ EXPLANATIONS: dict[str, str] = {
     "N9-GRD-002": "The key file of a guarded job is missing, broken, or can be read by others than its owner (chmod 600).",
     "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose\n"
     "another id.",
-    "N9-GRD-030": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field. docs/guard.md has the\n"
-    "form; `like = \"freeze\"` begins from a kind that is there.",
-    "N9-GRD-031": "The simulated fleet of `n9 guard drill` has hosts of 8 ranks, four of them at least.",
+    "N9-GRD-040": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field. docs/guard.md\n"
+    "has the form; `like = \"freeze\"` begins from a kind that is there.",
+    "N9-GRD-041": "The simulated fleet of `n9 guard drill` has hosts of 8 ranks, four of them at least.",
     "N9-GRD-020": "The playbook is damaged: the message names each entry that is wrong. The shipped one is found by\n"
     "`n9 guard playbook`; copy it, change the copy, and name it with --playbook.",
     "N9-GRD-021": "There was nothing to diagnose: name a log file, or a folder with logs, flight-recorder dumps\n"

@@ -214,6 +214,27 @@ def test_a_silent_agent_is_no_fault_while_training_goes_on() -> None:
     assert not judge_host(window(host_silence={"host-0": 0.1, "host-1": 60.0}), LIMITS)
 
 
+def test_hosts_that_go_silent_together_are_one_fault() -> None:
+    silence = {f"host-{n}": 4.2 if n in (1, 5) else 0.1 for n in range(8)}
+    (verdict,) = judge_host(window(16, host_silence=silence, quiet=np.full(16, 3.0)), LIMITS)
+    assert (verdict.host, verdict.ranks) == ("host-1, host-5", (2, 3, 10, 11)) and verdict.text.startswith("2 hosts")
+    on_the_way = silence | {"host-5": 3.2}
+    assert not judge_host(window(16, host_silence=on_the_way, quiet=np.full(16, 3.0)), LIMITS), "the other is waited for"
+
+
+def test_a_step_that_is_long_for_everybody_is_no_lost_host() -> None:
+    w = window(host_silence={"host-0": 0.1, "host-1": 4.2}, quiet=np.full(4, 3.0), longest_gap=5.0)
+    assert not judge_host(w, LIMITS)
+
+
+def test_a_rank_on_a_silent_host_is_left_to_the_judge_of_hosts() -> None:
+    silence = {f"host-{n}": 3.0 if n == 7 else 0.1 for n in range(32)}
+    for root, named in ((14, []), (20, [(20,)])):
+        w = window(64, quiet=np.full(64, 3.5), host_silence=silence)
+        enter(w, [rank for rank in range(64) if rank != root])
+        assert [verdict.ranks for verdict in judge_hang(w, LIMITS)] == named
+
+
 def test_if_every_host_is_silent_the_controller_is_the_one_cut_off() -> None:
     assert not judge_host(window(host_silence={"host-0": 9.0, "host-1": 9.0}, quiet=np.full(4, 9.0)), LIMITS)
 
@@ -273,6 +294,31 @@ def test_peers_that_were_kept_from_running_make_nobody_slow() -> None:
 
 def test_a_busy_neighbour_that_slows_a_whole_host_blames_nobody() -> None:
     assert not judge_slow(times(window(), {2: 1.9, 3: 1.8}, {}), LIMITS)
+
+
+def staged(w: Window) -> Window:
+    """Two stages, the second with a third more work; its ranks, and those of the first, are a group each, over all hosts."""
+    for stage, members in enumerate((range(0, w.ranks, 2), range(1, w.ranks, 2))):
+        add_group(w, 90 + stage, list(members), 1)
+    work = np.where(np.arange(w.ranks) % 2, 4 / 3, 1.0)[:, None]
+    return dataclasses.replace(w, local_wall=w.local_wall * work, local_cpu=w.local_cpu * work)
+
+
+def test_peers_are_those_that_do_the_same_work() -> None:
+    sharp = dataclasses.replace(LIMITS, slow_ratio=1.1)
+    assert not judge_slow(times(staged(window(32, 4)), {}, {}), sharp)
+    (verdict,) = judge_slow(times(staged(window(32, 4)), {6: 1.2}, {6: 1.2}), sharp)
+    assert verdict.ranks == (6,), "it is still faster than all of the heavier stage"
+
+
+def test_two_slow_ranks_on_different_hosts_are_both_named() -> None:
+    found = judge_slow(times(window(32, 4), {3: 1.8, 21: 1.8}, {3: 1.8, 21: 1.8}), LIMITS)
+    assert sorted(verdict.ranks for verdict in found) == [(3,), (21,)]
+
+
+def test_a_host_whose_ranks_are_slow_on_both_clocks_blames_no_card() -> None:
+    slow = dict.fromkeys(range(8, 12), 1.8)
+    assert not judge_slow(times(window(64, 4), slow, slow), LIMITS)
 
 
 def test_a_burst_of_noise_blames_nobody() -> None:

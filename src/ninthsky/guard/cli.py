@@ -176,14 +176,14 @@ def _clocked_drill(faults: int, ranks: int, seed: int, path: Path | None, days: 
     import json
 
     from ninthsky.errors import OK
-    from ninthsky.guard.drill.scenario import load, shipped
-    from ninthsky.guard.drill.sheet import as_text, run_clocked
+    from ninthsky.guard.drill.scenario import load
+    from ninthsky.guard.drill.sheet import as_text, mix, run_clocked
 
     def show(text: str) -> None:
         if not json_:
             print(f"simulated: {text}", flush=True)
 
-    figures = run_clocked(ranks, faults, seed, load(path) if path else shipped(), days, show)
+    figures = run_clocked(ranks, faults, seed, load(path) if path else mix(), days, show)
     print(json.dumps(figures) if json_ else "\n" + as_text(figures))
     return OK
 

@@ -111,7 +111,8 @@ class FaultBook:
         where |= {"host": host} if host else {}
         where |= {"card": card} if card else {}
         where |= {"rank": rank} if rank is not None and verdict.cause != "host" else {}
-        subject = (card and f"card {card} (rank {rank})") or (host and f"host {host}") or "the job"
+        hosts = f"hosts {host}" if ", " in host else f"host {host}"
+        subject = (card and f"card {card} (rank {rank})") or (host and hosts) or "the job"
         evidence = Evidence(
             id=number,
             kind="fault",

@@ -51,7 +51,8 @@ class Outward:
             host = str(event["card"]).split("/")[0]
             self._drain(host, f"card {event['card']}: {event['reason']}", self._newest(host))
         elif event["kind"] == "fault.named" and event["cause"] == "host":
-            self._drain(event["host"], event["verdict"], self._newest(event["host"]))
+            for host in event["host"].split(", "):  # a rack is one fault of several hosts
+                self._drain(host, event["verdict"], self._newest(event["host"]))
 
     def tick(self) -> None:
         """Nothing in it waits."""

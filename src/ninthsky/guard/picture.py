@@ -187,7 +187,7 @@ def _place(card: str, host: str) -> list[tuple[str, int | None]]:
     if card:
         name, slot = card.split("/")
         return [(name, int(slot))]
-    return [(host, None)] if host else []
+    return [(name, None) for name in host.split(", ")] if host else []
 
 
 def read_picture(path: Path) -> Picture | None:

@@ -14,10 +14,7 @@ from torch._C._distributed_c10d import HashStore  # noqa: E402
 
 import ninthsky  # noqa: E402
 from ninthsky.guard.probe.group import carrier  # noqa: E402
-from ninthsky.train.state import (
-    checkpoint,  # noqa: E402
-    shards,  # noqa: E402
-)
+from ninthsky.train.state import checkpoint, shards  # noqa: E402
 from ninthsky.train.step import device  # noqa: E402
 from ninthsky.train.step.loop import Gate, Recipe, Trainer  # noqa: E402
 from ninthsky.train.step.loss import next_token_loss  # noqa: E402

@@ -59,12 +59,12 @@ class Outcome:
 
 
 class ClockedDrill:
-    """One job after another on a simulated fleet. Raises UserError N9-GRD-031 for a size that the simulator does not have."""
+    """One job after another on a simulated fleet. Raises UserError N9-GRD-041 for a size that the simulator does not have."""
 
     def __init__(self, ranks: int, scenario: Scenario, seed: int, on_told: Callable[[str], None] = lambda _: None) -> None:
         if ranks % PER_HOST or ranks < 4 * PER_HOST:
             raise UserError(
-                "N9-GRD-031",
+                "N9-GRD-041",
                 f"{ranks} ranks",
                 "n9 guard drill --ranks",
                 f"at least {4 * PER_HOST}, and {PER_HOST} on every host",

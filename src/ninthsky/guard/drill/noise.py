@@ -1,13 +1,13 @@
 """How much the steps of real processes differ: recorded once, drawn from by the simulator.
 
 `noise.json` holds local times of steps, each divided by its rank's median, on both clocks; and how it was recorded.
+Ranks on crowded processor cores differ far more than accelerators do: a scenario's `conditions.noise` scales it.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
-import threading
+import time
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ninthsky.guard.drill.processes import drill_job
-from ninthsky.guard.job import run_job
-from ninthsky.guard.probe.record import parse, read_raw
+from ninthsky.guard.probe.record import SIZE, parse, read_raw
 
 SETTLING = 5  # first steps of a rank, left out
+LOOK_SECONDS = 0.03
 
 
 class Noise(NamedTuple):
@@ -41,32 +40,25 @@ def recorded() -> Noise:
     return Noise(np.array(tree["wall"]), np.array(tree["cpu"]), tree["how"])
 
 
-def record(steps: int, work_ms: float, how: str) -> Noise:
-    """Runs 4 simulated ranks in real processes (see simulated_rank.py) and reads their records as an agent does."""
-    with tempfile.TemporaryDirectory(prefix="n9-noise-") as scratch:
-        spec = drill_job(Path(scratch) / "job", 2, [], work_ms, steps)
-        seen: dict[tuple[str, int], tuple[float, float]] = {}
-        done = threading.Event()
+def follow(memory: Path, jobs: str, seconds: float, how: str) -> Noise:
+    """Reads the records of ranks that are at work on this host, as their agents do, for so long; changes nothing.
 
-        def follow() -> None:
-            while not done.wait(work_ms / 4e3):
-                for host in spec.hosts:
-                    for path in spec.memory_folder(host.name).glob("slot-*.record"):
-                        found = parse(read_raw(path) or bytes(448))
-                        if found is not None and found.rank >= 0 and found.local_wall > 0:
-                            seen[f"{path}", found.step] = (found.local_wall, found.local_cpu)
+    `jobs` is a pattern of folder names under `memory` (`n9-RUN-*`). Of each rank and generation the first steps are left out.
+    """
+    seen: dict[tuple[str, int, int], dict[int, tuple[float, float]]] = {}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for path in memory.glob(f"{jobs}/slot-*.record"):
+            found = parse(read_raw(path) or bytes(SIZE))
+            if found is not None and found.rank >= 0 and found.local_wall > 0:
+                steps = seen.setdefault((path.parent.name, found.generation, found.rank), {})
+                steps[found.step] = (found.local_wall, found.local_cpu)
+        time.sleep(LOOK_SECONDS)
+    return relative([np.array([steps[step] for step in sorted(steps)]) for steps in seen.values()], how)
 
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        run_job(spec, lambda _: None)
-        done.set()
-        follower.join()
-    walls: list[float] = []
-    cpus: list[float] = []
-    for path in sorted({path for path, _ in seen}):
-        times = np.array([pair for (of, step), pair in sorted(seen.items()) if of == path and step >= SETTLING])
-        if len(times):
-            relative = times / np.median(times, axis=0)
-            walls += relative[:, 0].tolist()
-            cpus += relative[:, 1].tolist()
-    return Noise(np.array(walls), np.array(cpus), how)
+
+def relative(times: list[NDArray[np.float64]], how: str) -> Noise:
+    """Of ranks' times [steps, 2], each against its own rank's median."""
+    long_enough = [rows[SETTLING:] for rows in times if len(rows) >= 4 * SETTLING]
+    pairs = np.concatenate([rows / np.median(rows, axis=0) for rows in long_enough])
+    return Noise(pairs[:, 0], pairs[:, 1], how)

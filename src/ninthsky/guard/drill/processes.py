@@ -40,11 +40,11 @@ def draw(faults: int, ranks: int, seed: int) -> list[Injected]:
     return [Injected(chance.choice(kinds), chance.randrange(ranks), FIRST_STEP + STEPS_BETWEEN * n) for n in range(faults)]
 
 
-def drill_job(folder: Path, ranks_per_host: int, injected: list[Injected], work_ms: float, steps: int = 0) -> JobSpec:
-    """Two hosts of simulated ranks, one spare each. `steps` 0: as many as the faults need."""
+def drill_job(folder: Path, ranks_per_host: int, injected: list[Injected], work_ms: float) -> JobSpec:
+    """Two hosts of simulated ranks, one spare each."""
     marks = folder / "marks"
     marks.mkdir(parents=True)
-    steps = steps or max((fault.step for fault in injected), default=0) + STEPS_BETWEEN
+    steps = max((fault.step for fault in injected), default=0) + STEPS_BETWEEN
     plan = {"steps": steps, "work_ms": work_ms, "marks": str(marks), "inject": msgspec.to_builtins(injected)}
     return JobSpec(
         run_id=f"drill-{folder.name[-12:].replace('_', '-')}",

@@ -35,7 +35,7 @@ class Quiet(NamedTuple):
 def quiet_days(
     days: float, ranks: int, noise: Noise, scale: float, neighbours: float, ratio: float, chance: np.random.Generator
 ) -> Quiet:
-    """`scale`: factor on the noise. `neighbours`: share of hosts on which other work now and then takes a fifth of the wall time."""
+    """`scale`: factor on the noise. `neighbours`: share of hosts on which other work takes wall time now and then."""
     layout = Layout(ranks)
     record = np.zeros(ranks, RECORD_TYPE)
     record["groups"]["id"][:, : len(GROUPS)] = layout.ids

@@ -40,7 +40,7 @@ Where = Literal["local", "tp", "pp", "ep", "dp", "gate"]
 Group = Literal["tp", "pp", "ep", "dp", "gate"]
 Expected = Literal["exit", "frozen", "stuck", "host", "nonfinite", "slow", "mismatch", "unknown", "nothing"]
 GROUPS: tuple[Group, ...] = get_args(Group)  # in the order in which a step enters them
-CODE = "N9-GRD-030"
+CODE = "N9-GRD-040"
 
 
 class Effects(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,7 +118,7 @@ def shipped() -> Scenario:
 
 
 def load(path: Path) -> Scenario:
-    """Raises UserError N9-GRD-030 with the place of what is wrong."""
+    """Raises UserError N9-GRD-040 with the place of what is wrong."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -127,7 +127,7 @@ def load(path: Path) -> Scenario:
 
 
 def parse(text: str, where: str) -> Scenario:
-    """A scenario from its text; JSON where `where` ends in .json. Raises UserError N9-GRD-030."""
+    """A scenario from its text; JSON where `where` ends in .json. Raises UserError N9-GRD-040."""
     try:
         tree: Any = msgspec.json.decode(text) if where.endswith(".json") else tomllib.loads(text)
     except (msgspec.DecodeError, tomllib.TOMLDecodeError) as error:

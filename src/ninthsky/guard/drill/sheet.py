@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from ninthsky.guard.drill import rates
 from ninthsky.guard.drill.clocked import SLOW_RATIO, ClockedDrill, Outcome
 from ninthsky.guard.drill.quiet import Quiet, quiet_days
-from ninthsky.guard.drill.scenario import Scenario
+from ninthsky.guard.drill.scenario import Scenario, shipped
 from ninthsky.proportion import wilson
 
 QUIET_RANKS = 512
 NOISY = (2.0, 0.05)  # of noisy days: factor on the noise, share of hosts with neighbours
+
+
+def mix() -> Scenario:
+    """The drill's own faults, weighed by the table of rates where there is one."""
+    path = rates.table()
+    return rates.weighed(shipped(), path) if path else shipped()
 
 
 def run_clocked(

@@ -24,7 +24,7 @@ PER_HOST = 8
 OPS = {"tp": 16, "pp": 8, "ep": 16, "dp": 4, "gate": 1}  # collectives of a step
 LOCAL_MS, CPU_SHARE, COMMUNICATION = 1_400.0, 0.35, 0.6  # a rank's own work on the wall, of that on the processor; seconds
 BEAT = 0.1
-FREE, LOCAL, ELSEWHERE = -1, 0, 99  # of `stays`: not at all, in its own work; 1 to 5: in that group's collective
+FREE, LOCAL = -1, 0  # of `stays`: not at all, in its own work; 1 to 5: in that group's collective
 
 
 class Layout:

@@ -89,7 +89,7 @@ def judge_slow(window: Window, limits: Limits) -> list[Verdict]:
     """
     if window.ranks < 3 or window.steps_seen < limits.slow_steps + SETTLING_STEPS:
         return []  # of two, nobody can tell which one is normal
-    groups = _numbered(window.record["groups"]["id"])
+    groups = _numbered(window.record["groups"]["id"], window.hosts)
     steps = limits.slow_steps
     while steps <= min(STEPS, max(window.steps_seen - SETTLING_STEPS, limits.slow_steps)):
         walls, cpus = window.local_wall[:, -steps:], window.local_cpu[:, -steps:]
@@ -187,12 +187,23 @@ def _verdict(window: Window, rank: int, text: str, facts: tuple[Fact, ...], rule
 # -- peers ----------------------------------------------------------------------------------------------------------------
 
 
-def _numbered(ids: NDArray[np.uint64]) -> Ints:
-    """Ids of groups [ranks, columns] as numbers from 0; -1 where there is none, or where too few have it."""
+def _numbered(ids: NDArray[np.uint64], hosts: tuple[str, ...]) -> Ints:
+    """Ids of groups [ranks, columns] as numbers from 0; -1 where there is none, where too few have it, and where all of it are
+    on one host: what troubles a host troubles all of them."""
     used = ids[:, (ids != 0).any(axis=0)]
     names, number, count = np.unique(used, return_inverse=True, return_counts=True)
     kept = (names != 0) & (count >= PEERS)
+    of_host = np.repeat(_host_numbers(hosts), used.shape[1])
+    first, last = np.full(len(names), len(hosts)), np.full(len(names), -1)
+    np.minimum.at(first, number.ravel(), of_host)
+    np.maximum.at(last, number.ravel(), of_host)
+    kept &= first < last
     return np.where(kept[number], number, -1).reshape(used.shape)
+
+
+def _host_numbers(hosts: tuple[str, ...]) -> Ints:
+    number = {host: at for at, host in enumerate(dict.fromkeys(hosts))}
+    return np.array([number[host] for host in hosts])
 
 
 def _most_alike(medians: Floats, groups: Ints) -> tuple[Ints, Floats]:

@@ -33,7 +33,7 @@ class Verdict:
     facts: tuple[Fact, ...]
     ruled_out: tuple[str, ...] = ()
     confidence: float | None = None
-    host: str = ""  # for cause "host"
+    host: str = ""  # for cause "host"; several that went together are separated by ", "
     onset: float = 0.0
 
     @property

@@ -6,6 +6,7 @@ What it then does is in rank.py; docs/architecture.md ("Guard: who talks to whom
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import sys
@@ -56,6 +57,7 @@ class Release:
         while not self._out.wait(0.1):
             self.sockets.abort()
             if time.monotonic() > end:
+                faulthandler.dump_traceback(sys.stderr)  # where it hangs; the agent sends the end of this log with the exit
                 print("the main thread could not be freed: this process gives its card slot up", file=sys.stderr, flush=True)
                 os._exit(STUCK_STATUS)
 

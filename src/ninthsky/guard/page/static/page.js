@@ -239,7 +239,7 @@ function place(card) {
 }
 
 function paint(card) {
-  const [x, y] = place(card), g = geometry, size = Math.max(1, g.cell - 1);
+  const [x, y] = place(card), g = geometry, size = g.cell > 4 ? g.cell - 1 : g.cell;
   g.brush.clearRect(x, y, size, size);
   g.brush.fillStyle = COLOURS[cards[card]] || "#fff";
   g.brush.fillRect(x, y, size, size);
