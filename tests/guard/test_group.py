@@ -286,6 +286,28 @@ def test_abort_frees_every_rank_that_waits_for_a_frozen_one(tmp_path: Path) -> N
         assert all(freed.values()), "each says which collective failed"
 
 
+def _deaf(rank: int, probe: Probe, sockets: GenerationSockets, say: Say) -> None:
+    x = torch.ones(1000)
+    dist.all_reduce(x)
+    if rank == 2:  # enters no more: the others' operation never ends, and nothing tells it so
+        say("absent")
+        time.sleep(30)
+        return
+    probe.cut = lambda: True
+    try:
+        dist.all_reduce(x)
+    except GroupGone as gone:
+        probe.let_go()
+        dist.destroy_process_group()
+        say(f"{gone} {probe.stranded}")
+
+
+def test_an_operation_that_does_not_hear_of_the_cut_is_given_up(tmp_path: Path) -> None:
+    with Ranks(_deaf, tmp_path) as ranks:
+        heard = ranks.hear(seconds=20)
+    assert all("did not end False" in heard[rank] for rank in (0, 1, 3))
+
+
 def test_a_group_that_was_let_go_refuses(tmp_path: Path) -> None:
     probe = Probe(RecordWriter(tmp_path / "record"), gloo("127.0.0.1"))
     inner = dist.ProcessGroup(HashStore(), 0, 1)

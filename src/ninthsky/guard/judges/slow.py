@@ -25,6 +25,7 @@ ECHO = 0.25  # share of the ratio's excess over 1 that the wall must show for ex
 FLOOR_MS = 1.0  # medians under this say nothing
 PEERS = 8  # fewest members of a group that is compared within; else the whole fleet is
 ONE_IN = 8  # of so many ranks one can be slow: of four, two that are slow leave nobody to compare with
+SIGMAS = 6.0  # a rank's ratio must be so many times the fleet's own spread over 1: of thousands, one is always the slowest
 CLEARLY = 0.7  # a small group is alike by chance now and then: its spread must be under so much of the other's
 MANY = 4  # slow ranks at once; more are no cards
 MATES = 0.4  # share of a rank's excess that the others of its host show: then it is the host's neighbour that takes time
@@ -39,17 +40,21 @@ class Reading(NamedTuple):
     ratio: float
     margin: float
     share: float  # of steps in which it exceeded the threshold
+    spread: float  # of all ranks' ratios about 1, as a standard deviation (median absolute deviation, scaled)
 
     def stands_out(self, threshold: float) -> bool:
-        return self.ratio >= threshold and self.margin >= _apart(threshold) and self.share >= PERSISTENCE
+        return self.ratio >= self._limit(threshold) and self.margin >= _apart(threshold) and self.share >= PERSISTENCE
 
     def facts(self, threshold: float) -> tuple[Fact, ...]:
         source = f"{self.clock} clock, median of {self.steps} steps"
         return (
-            Fact("local time against the peers' median", self.ratio, threshold, "x", source),
+            Fact("local time against the peers' median", self.ratio, self._limit(threshold), "x", source),
             Fact("local time against the second slowest", self.margin, _apart(threshold), "x", source),
             Fact("share of steps over the threshold", self.share, PERSISTENCE, "", source),
         )
+
+    def _limit(self, threshold: float) -> float:
+        return max(threshold, 1 + SIGMAS * self.spread)
 
 
 class Clock:
@@ -62,6 +67,7 @@ class Clock:
         self._column, normal = _most_alike(self.medians, groups)
         self._groups = groups
         self.ratio = self.medians / np.maximum(normal, 1e-9)
+        self.spread = 1.4826 * float(np.median(np.abs(self.ratio - 1)))
 
     def peers(self, rank: int) -> Floats:
         """Times of the ranks that this one is compared with, its own among them."""
@@ -78,7 +84,9 @@ class Clock:
         found = []
         for rank in map(int, top[:count]):
             share = float((self.times[rank] > threshold * np.median(self.peers(rank), axis=0)).mean())
-            found.append(Reading(self.name, self.steps, rank, float(self.ratio[rank]), float(falls[count - 1]), share))
+            found.append(
+                Reading(self.name, self.steps, rank, float(self.ratio[rank]), float(falls[count - 1]), share, self.spread)
+            )
         return found
 
 

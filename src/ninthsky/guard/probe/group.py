@@ -65,6 +65,7 @@ KINDS: dict[str, _Kind] = {
     "recv_anysource": _Kind(None, equal=False),
 }
 POINT_TO_POINT = ("send", "recv")
+TURN = timedelta(seconds=1)  # of a wait that may have to be given up
 
 
 class GroupGone(RuntimeError):
@@ -88,6 +89,10 @@ class Probe:
         self.record, self.inner = record, inner
         self.groups: weakref.WeakSet[GuardGroup] = weakref.WeakSet()
         self.failure = ""  # of the first collective that raised since `let_go`
+        self.cut: Callable[[], bool] = lambda: False  # whether this generation's sockets have been shut down
+        self.by_turns = False  # waits can be given up; set where gloo alone carries
+        self.stranded = False  # one was
+        self._given_up: list[dist.ProcessGroup] = []
         self._wall = self._cpu = 0.0
         self._watching = False
         self._moment = 0
@@ -126,6 +131,9 @@ class Probe:
 
     def let_go(self) -> None:
         """Drops the inner groups. Their sockets must have been shut down before: an inner group waits for its own threads."""
+        if self.stranded:  # freeing them would wait for the thread that waits for ever
+            self._given_up += [group.inner for group in self.groups if group.inner is not None]
+            self.stranded = False
         for group in list(self.groups):
             group.inner = None
         self.groups.clear()
@@ -160,14 +168,14 @@ class Probe:
 class GuardWork(dist.Work):
     """The inner group's work; waiting for it counts as communication, and its end as completion."""
 
-    def __init__(self, inner: dist.Work, probe: Probe, group: int, number: int) -> None:
+    def __init__(self, inner: dist.Work, probe: Probe, group: int, number: int, by_turns: bool) -> None:
         super().__init__()
-        self._inner, self._probe, self._group, self._number = inner, probe, group, number
+        self._inner, self._probe, self._group, self._number, self._by_turns = inner, probe, group, number, by_turns
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         wall, cpu = time.perf_counter(), time.thread_time()
         try:
-            done = self._inner.wait(timeout)
+            done = self._patiently() if self._by_turns and not timeout else self._inner.wait(timeout)
         except RuntimeError as error:
             self._probe.fail(error)
             raise
@@ -175,6 +183,21 @@ class GuardWork(dist.Work):
             self._probe.spent(wall, cpu)
         self._probe.record.complete(self._group, self._number)
         return done
+
+    def _patiently(self) -> bool:
+        """Waits without end, but in turns: gloo can miss that its sockets were cut while an operation sets up its buffers,
+        and then waits for ever. Such a group is given up with its threads (`Probe.let_go`)."""
+        cut = False
+        while True:
+            try:
+                return self._inner.wait(TURN)
+            except RuntimeError:
+                if self._inner.is_completed():
+                    raise
+            if cut:
+                self._probe.stranded = True
+                raise GroupGone("its sockets were cut, and the operation did not end")
+            cut = self._probe.cut()
 
     def get_future(self) -> Any:
         return self._inner.get_future()
@@ -278,7 +301,9 @@ def _forwarded(name: str, kind: _Kind) -> Callable[..., dist.Work | None]:
             raise
         finally:
             probe.spent(wall, cpu)
-        return None if work is None else GuardWork(work, probe, group, number)
+        # A message's wait that runs out of time would break its connection; it ends by itself when that is cut.
+        by_turns = probe.by_turns and name not in (*POINT_TO_POINT, "recv_anysource")
+        return None if work is None else GuardWork(work, probe, group, number, by_turns)
 
     collective.__name__ = name
     return collective
@@ -342,6 +367,7 @@ def _device_part(backend: str, store: Store, rank: int, size: int, timeout: time
 
 def register(probe: Probe, device: str) -> None:
     """Makes "guard" a backend of torch.distributed for `device`. Once in a process."""
+    probe.by_turns = device == "cpu"
 
     def create(store: Store, rank: int, size: int, timeout: timedelta) -> GuardGroup:
         return GuardGroup(probe, probe.inner(store, rank, size, timeout), rank, size)

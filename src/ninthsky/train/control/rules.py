@@ -91,15 +91,15 @@ class Finding:
 
 
 TOKEN_SPREAD = 2.0  # nats: standard deviation of one token's loss, on the large side
-FARTHER = 1.5  # times the farthest that a rank's own loss was within the window
+FARTHER = 1.5  # times the farthest that a rank's own figure was within the window
 Rule = Callable[[Window, Reading, Limits], Finding | None]
 
 
 def own(window: Window, now: Reading, limits: Limits) -> Finding | None:
     """A few ranks whose own gradient, before it is mixed with others', is far off their peers', or own loss far above."""
     spreads, excesses = [past.spread for past in window.steps], [past.worst for past in window.steps]
-    far = max(math.log(limits.own_ratio), _beyond(spreads, limits.own_z, 0.02))
-    # The mean over few tokens scatters by itself, and more as a model learns: the farthest of late is a measure too.
+    # Figures over few tokens scatter by themselves, and more as a model learns: the farthest of late is a measure too.
+    far = max(math.log(limits.own_ratio), FARTHER * max(spreads), _beyond(spreads, limits.own_z, 0.02))
     by_chance = limits.both_z * TOKEN_SPREAD / math.sqrt(now.tokens)
     above = max(limits.own_loss, by_chance, FARTHER * max(excesses), _beyond(excesses, limits.own_z, 0.02))
     ranks = tuple(

@@ -82,6 +82,7 @@ class Rank:
         self.folder = Path(job.folder)
         self.device = device()
         self.probe = Probe(record, mirror)
+        self.probe.cut = release.aborted.is_set
         register(self.probe, self.device.type)
         tokens = TokenFile.open(Path(job.tokens), "train")
         if job.validate_every:
