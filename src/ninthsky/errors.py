@@ -76,7 +76,7 @@ EXPLANATIONS: dict[str, str] = {
     "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose\n"
     "another id.",
     "N9-GRD-040": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field. docs/guard.md\n"
-    "has the form; `like = \"freeze\"` begins from a kind that is there.",
+    'has the form; `like = "freeze"` begins from a kind that is there.',
     "N9-GRD-041": "The simulated fleet of `n9 guard drill` has hosts of 8 ranks, four of them at least.",
     "N9-GRD-020": "The playbook is damaged: the message names each entry that is wrong. The shipped one is found by\n"
     "`n9 guard playbook`; copy it, change the copy, and name it with --playbook.",

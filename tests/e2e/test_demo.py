@@ -63,11 +63,14 @@ def test_every_fault_is_named_and_repaired_without_losing_a_committed_step(demo:
     injected = {(fault["kind"], fault["rank"]) for fault in settings["train"]["inject"]}
     kinds = {"exit": "kill", "frozen": "freeze", "nonfinite": "nan", "slow": "slow"}
     faults = read_faults(folder.stage("train.pretrain") / "faults")
+    # At two sequences a rank a page may stand out by itself: then it is the data, and no card is blamed for it.
+    others = [fault for fault in faults if not fault.injected]
+    assert all(fault.cause == "outlier" and "the data" in fault.evidence.verdict and not fault.replaced_by for fault in others)
+    faults = [fault for fault in faults if fault.injected]
     assert {(kinds.get(fault.cause, fault.cause), fault.rank) for fault in faults} == injected
     for fault in faults:
         assert fault.state == "repaired"
         assert fault.committed_steps_lost == 0
-        assert fault.injected
         assert fault.host
         assert fault.card
         assert fault.evidence.facts

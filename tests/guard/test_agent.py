@@ -14,9 +14,9 @@ from ninthsky.guard import protocol as p
 from ninthsky.guard.agent import Agent
 from ninthsky.guard.keys import forge
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.shards import shard_name
 from ninthsky.guard.spawner import Process
 from ninthsky.guard.spec import HostSpec, JobSpec
+from ninthsky.guard.store import shard_name
 
 
 def with_agent(tmp_path: Path, work: Callable[[Agent, list[tuple[int, Any]], list[Any]], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ from ninthsky.errors import UserError
 from ninthsky.guard.agent import claim_folder
 from ninthsky.guard.job import JobResult, JobSpec, run_job
 from ninthsky.guard.journal import Journal
-from ninthsky.guard.shards import remove_folder
+from ninthsky.guard.store import remove_folder
 from ninthsky.run import folder
 
 pytestmark = pytest.mark.slow

@@ -352,6 +352,15 @@ def test_redo_then_rotation_tells_card_from_data() -> None:
     assert judge_nonfinite(9, [*again, Vote(2, (), rotated=True)], 4)[0] == "gone"
 
 
+def test_rotation_follows_the_shares_of_the_batch_not_the_numbers_of_ranks() -> None:
+    """Two stages of two data ranks, each cut over two tp ranks: rank 5's samples, share 0, go on to the ranks of share 1."""
+    shares = (0, 0, 1, 1, 0, 0, 1, 1)
+    bad = [Vote(0, (5,), shares=shares), Vote(1, (5,), shares=shares)]
+    assert judge_nonfinite(9, [*bad, Vote(2, (7,), rotated=True, shares=shares)], 8)[0] == "data"
+    assert judge_nonfinite(9, [*bad, Vote(2, (4,), rotated=True, shares=shares)], 8)[0] == "gone"
+    assert judge_nonfinite(9, [*bad, Vote(2, (5,), rotated=True, shares=shares)], 8)[0] == "card"
+
+
 def test_gradients_far_from_their_peers_are_told_apart_in_the_same_way() -> None:
     votes = [Vote(0, (2,), figures=("own gradient = 20",)), Vote(1, (2,)), Vote(2, (2,), rotated=True)]
     finding, verdict = judge_nonfinite(9, votes, 4, "outlier")

@@ -136,7 +136,7 @@ class Control(Block):
     loss_z: PositiveFloat = 6.0
     both_z: PositiveFloat = 4.0
     norm_ratio: float = Field(8.0, gt=1)
-    own_ratio: float = Field(3.0, gt=1)
+    own_ratio: float = Field(5.0, gt=1)
     own_loss: PositiveFloat = 0.5  # nats
     own_z: PositiveFloat = 6.0
     probe_z: PositiveFloat = 1.0

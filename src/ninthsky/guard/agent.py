@@ -24,9 +24,10 @@ from ninthsky.guard.keys import CONTROLLER, load_keys
 from ninthsky.guard.lines import Lines
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.record import HEADER, read_raw
-from ninthsky.guard.shards import ShardExchange, ShardStore, remove_folder, shard_name
+from ninthsky.guard.shards import ShardExchange
 from ninthsky.guard.spawner import Process, Spawner, oom_kills, process_state, tail_of, watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
+from ninthsky.guard.store import ShardStore, remove_folder, shard_name
 from ninthsky.guard.wire import Caller, keep_memory
 from ninthsky.run.folder import write_json
 

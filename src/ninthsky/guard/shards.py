@@ -1,207 +1,20 @@
-"""The shards that an agent holds: own ranks' and copies of another host's, two versions each, as files in shared memory.
-
-    FOLDER/held/shard-R-S      verified, named in inventories, outlives the rank that wrote it
-    FOLDER/slot-K-N/shard-R-S  the private folder of one process (its N9_SHARDS)
-
-A process never writes into `held`: the agent links a file there once its checksum is right. So a thawed process that was
-replaced can spoil nothing but its own folder. Links cost no memory.
-"""
+"""Shards on their way between hosts: copies to the next one, answers to those who fetch, all checked on arrival."""
 
 from __future__ import annotations
 
 import asyncio
-import mmap
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import xxhash
 import zmq.asyncio
 
 from ninthsky.guard.bulk import BulkListener, BulkSender, new_session
 from ninthsky.guard.keys import Keyring
 from ninthsky.guard.protocol import Between, Get, Held, NotHeld, Peer, Piece, Put, Session, SessionOpen, ShardInfo
+from ninthsky.guard.store import ShardStore, pieces, shard_name
 from ninthsky.guard.wire import PIECE, Caller, Listener
 
-VERSIONS = 2
 RESEND_SECONDS = 2.0
-
-
-def shard_name(rank: int, step: int) -> str:
-    """File name of a rank's state after a step."""
-    return f"shard-{rank}-{step}"
-
-
-def view_of(path: Path) -> memoryview:
-    """A file's bytes, where they lie. They stay readable after the file has lost its name."""
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-
-
-class ShardStore:
-    """What is held on this host. Not for several threads."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "held"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._held: dict[tuple[int, int], ShardInfo] = {}
-        self._views: dict[
-            tuple[int, int], memoryview
-        ] = {}  # of those adopted here: what is checked once is also sent from there
-        self.incoming: dict[tuple[int, int], _Incoming] = {}
-
-    def inventory(self) -> list[ShardInfo]:
-        return [self._held[key] for key in sorted(self._held)]
-
-    def find(self, rank: int, step: int, xxh3: str = "") -> Path | None:
-        """The file of a held shard, if it has that checksum (any, where none is given)."""
-        info = self._held.get((rank, step))
-        if info is None or (xxh3 and info.xxh3 != xxh3):
-            return None
-        return self.folder / shard_name(rank, step)
-
-    def view(self, info: ShardInfo) -> memoryview | None:
-        """A held shard's bytes; None where it is not held."""
-        path = self.find(info.rank, info.step, info.xxh3)
-        if path is None:
-            return None
-        return self._views.get((info.rank, info.step)) or view_of(path)
-
-    def adopt(self, path: Path, info: ShardInfo) -> str:
-        """Takes a finished file in, after checking it. Returns why not, or nothing."""
-        try:
-            view = view_of(path)
-        except OSError as error:
-            return f"cannot be read: {error}"
-        xxh3 = xxhash.xxh3_64_hexdigest(view)
-        if (len(view), xxh3) != (info.size, info.xxh3):
-            return f"{len(view)} bytes with xxh3 {xxh3}, announced were {info.size} with {info.xxh3}"
-        draft = self.folder / f".{shard_name(info.rank, info.step)}.link"
-        draft.unlink(missing_ok=True)
-        os.link(path, draft)
-        self._keep(draft, info)
-        self._views[info.rank, info.step] = view
-        return ""
-
-    def receive(self, put: Put) -> str | None:
-        """A piece of a copy. None: more is to come; "": whole and right; else why it was refused."""
-        key = (put.rank, put.step)
-        info = ShardInfo(put.rank, put.step, put.size, put.xxh3)
-        if self._held.get(key) == info:
-            return ""
-        if put.offset == 0:
-            if key in self.incoming:
-                self.incoming.pop(key).abandon()
-            self.incoming[key] = _Incoming(self._draft(info), info)
-        incoming = self.incoming.get(key)
-        if incoming is None or incoming.info != info or incoming.written != put.offset:
-            return None  # the middle of something whose start was lost: its sender begins again
-        if put.offset + len(put.data) > put.size:
-            self.incoming.pop(key).abandon()
-            return f"longer than the announced {put.size} bytes"
-        incoming.write(put.data)
-        if incoming.written < put.size:
-            return None
-        del self.incoming[key]
-        xxh3 = incoming.finish()
-        if xxh3 != put.xxh3:
-            incoming.abandon()
-            return f"checksum {xxh3}, announced was {put.xxh3}"
-        self._keep(incoming.path, info)
-        return ""
-
-    def give(self, info: ShardInfo, folder: Path) -> bool:
-        """Links a held shard into a process's folder; False where it is not held."""
-        path = self.find(info.rank, info.step, info.xxh3)
-        if path is None:
-            return False
-        target = folder / shard_name(info.rank, info.step)
-        target.unlink(missing_ok=True)
-        os.link(path, target)
-        return True
-
-    def discard(self, rank: int, step: int) -> None:
-        """Drops a shard that turned out to be damaged: it stands in no inventory any more."""
-        if (rank, step) in self._held:
-            self._drop((rank, step))
-
-    def verify(self, info: ShardInfo) -> bool:
-        """Whether a held shard still is what was taken in; memory that is damaged is not handed on."""
-        held = self._held.get((info.rank, info.step))
-        if held is None:
-            return False
-        path = self.folder / shard_name(info.rank, info.step)
-        # Its length first: a map must not be read past the end of its file.
-        whole = path.exists() and path.stat().st_size == held.size
-        if whole and xxhash.xxh3_64_hexdigest(self._views.get((info.rank, info.step)) or view_of(path)) == held.xxh3:
-            return True
-        self.discard(info.rank, info.step)
-        return False
-
-    def forget_after(self, step: int) -> None:
-        """Drops what a new generation will do again: its steps may be decided otherwise (a skipped step, say)."""
-        for key in [key for key in self._held if key[1] > step]:
-            self._drop(key)
-
-    def _draft(self, info: ShardInfo) -> Path:
-        """A file to write a copy into: the rank's oldest one if it is about to go, so that its memory is used again.
-
-        Only one of the same size: a file that is still being sent from must not be cut.
-        """
-        draft = self.folder / f".{shard_name(info.rank, info.step)}.copy"
-        steps = sorted(step for rank, step in self._held if rank == info.rank and step != info.step)
-        if len(steps) >= VERSIONS and steps[-1] < info.step:
-            oldest = self.folder / shard_name(info.rank, steps[0])
-            state = oldest.stat()
-            if state.st_nlink == 1 and state.st_size == info.size:  # no process holds a link to it
-                self._forget(info.rank, steps[0])
-                oldest.replace(draft)
-        return draft
-
-    def _keep(self, draft: Path, info: ShardInfo) -> None:
-        draft.replace(self.folder / shard_name(info.rank, info.step))
-        self._held[info.rank, info.step] = info
-        steps = sorted((step for rank, step in self._held if rank == info.rank), reverse=True)
-        for step in steps[VERSIONS:]:
-            self._drop((info.rank, step))
-
-    def _drop(self, key: tuple[int, int]) -> None:
-        self._forget(*key)
-        (self.folder / shard_name(*key)).unlink(missing_ok=True)
-
-    def _forget(self, rank: int, step: int) -> None:
-        del self._held[rank, step]
-        self._views.pop((rank, step), None)
-
-
-class _Incoming:
-    def __init__(self, path: Path, info: ShardInfo) -> None:
-        self.path, self.info, self.written = path, info, 0
-        self._file = path.open("r+b" if path.exists() else "wb", buffering=0)
-        self._hash = xxhash.xxh3_64()
-
-    def write(self, data: memoryview) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.written += len(data)
-
-    def finish(self) -> str:
-        self._file.close()
-        return self._hash.hexdigest()
-
-    def abandon(self) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
-
-def pieces(whole: memoryview, generation: int, info: ShardInfo) -> Iterator[Put]:
-    """A shard cut for sending; nothing is copied."""
-    for offset in range(0, max(info.size, 1), PIECE):
-        yield Put(generation, info.rank, info.step, info.size, info.xxh3, offset, whole[offset : offset + PIECE])
 
 
 class ShardExchange:
@@ -414,8 +227,3 @@ class ShardExchange:
                     opened.set_result(answer.port)
             elif isinstance(answer, Piece) and (answer.rank, answer.step) in self._answers:
                 self._answers[answer.rank, answer.step].put_nowait(answer)
-
-
-def remove_folder(folder: Path) -> None:
-    """Removes an agent's folder from shared memory."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -25,7 +25,7 @@ class BadStep:
         ranks = tuple(sorted(bad.ranks))
         before = self.answers.get((generation, bad.attempt - 1))
         rotated = before is not None and before.action == "rotate"
-        self.votes.append(Vote(bad.attempt, ranks, rotated, tuple(bad.figures)))
+        self.votes.append(Vote(bad.attempt, ranks, rotated, tuple(bad.figures), tuple(bad.shares)))
         finding, verdict = judge_nonfinite(self.step, self.votes, world, bad.what)
         if self.evicted_rank is None or self.evicted_rank not in ranks:
             return finding, verdict

@@ -15,12 +15,16 @@ Finding = Literal["once", "again", "card", "data", "gone", "everywhere"]
 
 @dataclass(frozen=True)
 class Vote:
-    """One attempt of a step. `rotated`: the data was moved on by one rank, so that another card got each rank's samples."""
+    """One attempt of a step. `rotated`: the data was moved on by one rank, so that another card got each rank's samples.
+
+    `shares`: which share of the batch each rank has where nothing is moved; by the ranks' own numbers where it is empty.
+    """
 
     attempt: int
     ranks: tuple[int, ...]  # whose gradients were bad
     rotated: bool = False
     figures: tuple[str, ...] = ()
+    shares: tuple[int, ...] = ()
 
 
 BAD: dict[What, str] = {"nonfinite": "not finite", "outlier": "far from its peers'"}
@@ -70,8 +74,9 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonf
             (before, "the data: other samples gave the same on this rank"),
             0.95,
         )
-    moved = {(rank + shift) % world for rank in first.ranks for shift in (1, world - 1)}
-    if last.ranks and set(last.ranks) <= moved:
+    shares = last.shares or tuple(range(world))
+    bad_shares = {shares[rank] for rank in first.ranks}
+    if last.ranks and {(shares[rank] + 1) % (max(shares) + 1) for rank in last.ranks} <= bad_shares:
         return "data", Verdict(
             what,
             (),

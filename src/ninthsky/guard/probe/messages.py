@@ -67,7 +67,8 @@ class Damaged(msgspec.Struct, frozen=True, tag=True):
 
 class Bad(msgspec.Struct, frozen=True, tag=True):
     """The vote before the optimizer step found gradients that are not finite, or far from their peers', on these ranks.
-    Answered by Decide. `figures` are told with the verdict."""
+    Answered by Decide. `figures` are told with the verdict. `shares`: which share of the batch each rank has (its own number,
+    where left out); when the data is moved on, a rank has the next one."""
 
     generation: int
     step: int
@@ -75,6 +76,7 @@ class Bad(msgspec.Struct, frozen=True, tag=True):
     ranks: list[int]
     what: Literal["nonfinite", "outlier"] = "nonfinite"
     figures: list[str] = []
+    shares: list[int] = []
 
 
 class Halt(msgspec.Struct, frozen=True, tag=True):

@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     loss_z: float = 6.0  # a loss spike by itself
     both_z: float = 4.0  # a loss spike where the gradient norm agrees
     norm_ratio: float = 8.0  # a gradient norm so many times the usual one counts without a loss spike
-    own_ratio: float = 4.5  # a rank's own gradient against its peers' median, either way
+    own_ratio: float = 5.0  # a rank's own gradient against its peers' median, either way
     own_loss: float = 0.5  # a rank's own loss above its peers' median, nats
     own_z: float = 6.0  # and against the deviations that were usual
     probe_z: float = 1.0  # an earlier batch's loss over what it was, in units of one step's noise

@@ -88,6 +88,7 @@ class Rank:
         if job.validate_every:
             tokens, apart = set_apart(tokens, job.validation)
         self.cursor = open_reader(tokens, job.sequence, job.batch, job.seed, job.mixture)
+        self._shares = [job.mesh.data_rank(rank) for rank in range(job.mesh.ranks)]
         self.injector = Injector(job.faults, self.folder, Path(job.events))
         self.helm = Helm(job.control, job.recipe, self.folder, Path(job.events or "/dev/null"), job.program, job.validate_every)
         if job.validate_every:
@@ -250,9 +251,10 @@ class Rank:
             trainer.drop_gradients()
             self.record.update(phase=Phase.VERDICT)
             if decision is None or decision.verb == "ask":
-                asked = Bad(assign.generation, step, attempt, vote.bad)
+                asked = Bad(assign.generation, step, attempt, vote.bad, shares=self._shares)
                 if decision is not None:
-                    asked = Bad(assign.generation, step, attempt, list(decision.ranks), "outlier", trial.told())
+                    ranks = list(decision.ranks)
+                    asked = Bad(assign.generation, step, attempt, ranks, "outlier", trial.told(), self._shares)
                 decision = self._ask(asked, trial)
             if decision is not None and decision.verb != "again":
                 self._leave_behind(assign, trainer, decision)
