@@ -90,6 +90,7 @@ def test_bad_gradients_climb_rung_by_rung() -> None:
     assert climb_nonfinite("again", 2, 2, WATCH).rung == "rotate"
     assert climb_nonfinite("card", 3, 2, WATCH).evict == (2,)
     assert climb_nonfinite("data", 3, 2, WATCH).rung == "skip"
+    assert "decides on the step" in climb_nonfinite("data", 3, 2, WATCH, "outlier").text
     assert climb_nonfinite("everywhere", 1, 2, WATCH).rung == "redo"
     assert climb_nonfinite("everywhere", 2, 2, WATCH).rung == "stop"
     assert climb_nonfinite("gone", 9, 2, WATCH).rung == "stop"

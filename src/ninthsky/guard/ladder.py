@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ninthsky.guard.judges import Verdict
-from ninthsky.guard.judges.nonfinite import Finding
+from ninthsky.guard.judges.nonfinite import Finding, What
 from ninthsky.guard.spec import Watch
 
 Rung = Literal["redo", "rotate", "skip", "bear", "rebuild", "regroup", "stop"]
@@ -67,14 +67,17 @@ def is_program_error(status: int) -> bool:
     return status > 0 and status not in GIVEN_UP
 
 
-def climb_nonfinite(finding: Finding, votes: int, rank: int, watch: Watch) -> Remedy:
-    """The rung after `votes` attempts of a step with bad gradients."""
+def climb_nonfinite(finding: Finding, votes: int, rank: int, watch: Watch, what: What = "nonfinite") -> Remedy:
+    """The rung after `votes` attempts of a step with bad gradients. Finite ones that only stand out are left to the training's
+    own rules, which may apply them."""
     if finding in {"once", "again"}:
         if votes < watch.max_redo:
             return Remedy("redo", "step redone")
         return Remedy("rotate", "step redone with the data moved on by one rank, not applied")
     if finding == "card":
         return Remedy("regroup", f"regrouped, another card takes the place of rank {rank}", (rank,))
+    if finding == "data" and what == "outlier":
+        return Remedy("skip", "samples told: another card found the same in them; [train.control] decides on the step")
     if finding == "data":
         return Remedy("skip", "step skipped: another card found the same in these samples")
     if finding == "gone" and votes <= watch.max_redo + 1:

@@ -143,7 +143,7 @@ class Remedies:
     def _decide(self, step: BadStep, bad: m.Bad) -> None:
         state = self._state
         finding, verdict = step.judge(state.generation, bad, state.spec.world)
-        remedy = climb_nonfinite(finding, len(step.votes), step.first_rank, state.watch)
+        remedy = climb_nonfinite(finding, len(step.votes), step.first_rank, state.watch, bad.what)
         window = state.fleet.window(state.clock())
         kind = "fault.named" if step.fault is None else "fault.rung"
         if step.fault is None:
