@@ -111,9 +111,7 @@ class Page:
         while True:
             try:
                 self.step()
-            except (
-                Exception
-            ):  # a folder in the middle of being made anew must not end the page; it is told, and looked at again
+            except Exception:  # a folder that is just being made anew must not end the page: it is told, and looked at again
                 log.exception("looking at %s failed", self.view.job.folder)
             await asyncio.sleep(LOOK_SECONDS)
 
