@@ -86,6 +86,8 @@ def test_a_missing_scenario_and_an_odd_fleet_are_refused(tmp_path: Path) -> None
         load(tmp_path / "nothing.toml")
     with pytest.raises(UserError, match="N9-GRD-041"):
         ClockedDrill(60, shipped(), 1)
+    with pytest.raises(UserError, match="N9-GRD-041"):
+        ClockedDrill(1_000_000, shipped(), 1)
 
 
 def test_rates_replace_the_weights_of_what_they_are_about(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ninthsky.errors import UserError
 from ninthsky.guard.playbook.book import RUNGS, UNKNOWN, load, location, parse, shipped
-from ninthsky.guard.playbook.learned import Incident, Memory, consult, drafts
+from ninthsky.guard.playbook.learned import Incident, Memory, consult, drafts, read_incidents
 from ninthsky.guard.playbook.match import match
 
 DATA = Path(os.environ.get("NINTHSKY_DATA", Path(__file__).parents[3] / "shared" / "data")) / "guard"
@@ -89,6 +89,14 @@ def test_open_incidents() -> None:
 
 def incident(number: int, text: str, cause: str = UNKNOWN) -> Incident:
     return Incident(f"i{number}", text, cause, "thing")
+
+
+def test_incidents_that_cannot_be_read_are_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "analysed.jsonl"
+    for text, what in (("", "no incident"), ('{"excerpt": "x"}', "line 1"), ("[]", "line 1")):
+        path.write_text(text, "utf-8")
+        with pytest.raises(UserError, match=what):
+            read_incidents(path)
 
 
 def test_memory_speaks_only_where_the_rules_leave_doubt() -> None:

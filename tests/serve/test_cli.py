@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ninthsky.address import is_loopback
 from ninthsky.errors import UserError
 from ninthsky.serve.cli import chat, serve
 from ninthsky.serve.engine import Engine, Sampling, Turn
 from ninthsky.serve.export import find_export
-from ninthsky.serve.listen import is_loopback, listen
+from ninthsky.serve.listen import listen
 
 
 def test_one_question(

@@ -148,12 +148,11 @@ def drill(
     from ninthsky.guard.drill import run_drill
     from ninthsky.guard.watch import line_of
 
+    if ranks < 4 or ranks % 2 or faults < 1 or days < 0:
+        what = f"{ranks} ranks, {faults} faults, {days:g} days"
+        raise UserError("N9-CFG-012", what, "n9 guard drill", "ranks: even, 4 at least; faults: 1 at least; days: none or more")
     if scenario is not None or ranks >= 32:
         return _clocked_drill(faults, max(ranks, 32), seed, scenario, days, json_)
-    if ranks < 4 or ranks % 2 or faults < 1:
-        raise UserError(
-            "N9-CFG-012", f"{ranks} ranks, {faults} faults", "n9 guard drill", "ranks: even, 4 at least; faults: 1 at least"
-        )
 
     def show(event: dict[str, object]) -> None:
         text = line_of(event)

@@ -139,7 +139,9 @@ def read_shape(folder: Path) -> Shape:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
-        raise UserError("N9-MOD-001", f"no {name} in {folder}", str(folder), "name the folder `export` of a run")
+        raise UserError(
+            "N9-MOD-001", f"no {name} in {folder}", str(folder), "name a folder with it: `export` of a run, or a download"
+        )
     try:
         tree = json.loads((folder / name).read_text("utf-8"))
     except (ValueError, OSError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import secrets
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
+from ninthsky.address import bind, is_loopback
 from ninthsky.errors import UserError
 from ninthsky.serve.app import create_app
 from ninthsky.serve.engine import Engine, warm
@@ -82,24 +82,9 @@ def _watch_input(server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-        return listener
+        return bind(host, port)
     except OSError as error:
         raise UserError(
             "N9-SRV-003", f"cannot listen on {host}:{port}: {error}", "n9 serve", "another --port, or 0 for a free one"

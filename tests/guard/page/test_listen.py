@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from ninthsky.address import is_loopback
 from ninthsky.errors import UserError
-from ninthsky.guard.page.listen import is_loopback, listen
+from ninthsky.guard.page.listen import listen
 from tests.guard.page.job_files import JobFiles
 
 

@@ -104,7 +104,7 @@ def test_first_line_is_the_cause_and_the_rest_its_echoes(tmp_path: Path) -> None
 def test_quiet_logs_are_unknown(tmp_path: Path) -> None:
     (tmp_path / "rank0.log").write_text("".join(f"step {n} loss {3 - n / 100:.3f}\n" for n in range(100)), "utf-8")
     found = diagnose([tmp_path], shipped())
-    assert found.causes[0].cause == "unknown"
+    assert found.causes[0].cause == "unknown" and found.evidence.confidence is None
     assert not found.ranks and found.first is None
 
 
@@ -115,10 +115,26 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         diagnose([tmp_path / "absent"], shipped())
 
 
+def test_files_none_of_which_can_be_read_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "dump_0").write_bytes(b"\x80\x04cut")
+    with pytest.raises(UserError, match="no flight-recorder dump"):
+        diagnose([tmp_path], shipped())
+
+
+def test_of_ranks_that_say_the_same_the_earliest_is_named(tmp_path: Path) -> None:
+    for rank, second in ((0, 9), (1, 2), (2, 5)):
+        line = f"2026-11-24 10:00:0{second}.000 uncorrectable ECC error encountered"
+        (tmp_path / f"rank{rank}.log").write_text(line + "\n", "utf-8")
+    assert diagnose([tmp_path], shipped()).ranks == [1]
+
+
 def test_incidents_are_answered_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "incidents.jsonl"
     path.write_text('{"id": "a", "excerpt": "No space left on device"}\nnot json\n{"id": "b"}\n', "utf-8")
     assert is_incidents(path)
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text("cut {\n" + path.read_text("utf-8"), "utf-8")
+    assert is_incidents(damaged) and len(list(incidents(damaged, shipped()))) == 4
     answers = list(incidents(path, shipped()))
     assert [answer["id"] for answer in answers] == ["a", "line 2", "line 3"]
     assert answers[0]["causes"][0]["cause"] == "disk_full"

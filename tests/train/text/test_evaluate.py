@@ -103,12 +103,18 @@ def test_a_limit_counts_what_it_scores(folder: Path) -> None:
 
 
 def test_without_a_tokenizer_bytes_are_the_average(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").unlink()
     found = evaluate(small(), folder, sequence=16)
     index = json.loads((folder / "index.json").read_text())["splits"]["held_out"]
     assert (
         found.all.bytes == pytest.approx(found.all.tokens * index["bytes"] / index["tokens"]) and found.all.characters is None
     )
+
+
+def test_a_damaged_tokenizer_is_told(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="tokenizer is damaged"):
+        evaluate(small(), folder, sequence=16)
 
 
 @pytest.mark.parametrize(("sequence", "stride"), [(16, 16), (16, 8), (16, 5), (64, 1), (8, None)])

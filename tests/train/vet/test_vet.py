@@ -79,6 +79,8 @@ def test_what_a_device_raises_is_its_answer() -> None:
     assert verdict.answer == "fail" and "no kernel" in verdict.problem and verdict.workaround == "do without"
     assert verdict.not_offered == ("fp64",), "fp64 is not needed to train, so its absence is no fault"
     assert verdict_of(operator, findings[1:]).answer == "unknown"
+    broken = put(operator, raising(RuntimeError("device lost")), torch.float64, CPU, 0)
+    assert broken.offered and "device lost" in broken.problem, "what is offered and breaks is no absence"
     wrong = put(operator, raising(Wrong("ties")), torch.float32, CPU, 0)
     assert wrong.problem == "ties"
 
@@ -120,7 +122,10 @@ def test_report_and_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "top k on cpu: pass" in capsys.readouterr().out
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="no folder for the records"):
+        vet(device="cpu", only=("sort",), out=tmp_path / "file")
     assert vet(device="cpu", only=("sort", "bincount"), json_=True) == 0
     told = json.loads(capsys.readouterr().out)
     assert [verdict["name"] for verdict in told["verdicts"][:2]] == ["sort", "bincount"]

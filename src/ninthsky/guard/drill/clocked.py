@@ -26,6 +26,7 @@ from ninthsky.guard.spec import JobSpec, Watch
 
 TICK = 0.1
 RACK = 8  # hosts
+MOST_RANKS = 65_536  # three and a half of the fleets that this is for; beyond, memory and time grow without a use
 SLOW_RATIO = 1.1  # so that 1.2 x is well over it
 FAULTS_PER_JOB = 40
 PATIENCE = {"slow": 120.0, "stuck": 60.0, "unknown": 40.0}  # seconds until a fault counts as missed; others 30
@@ -62,12 +63,12 @@ class ClockedDrill:
     """One job after another on a simulated fleet. Raises UserError N9-GRD-041 for a size that the simulator does not have."""
 
     def __init__(self, ranks: int, scenario: Scenario, seed: int, on_told: Callable[[str], None] = lambda _: None) -> None:
-        if ranks % PER_HOST or ranks < 4 * PER_HOST:
+        if ranks % PER_HOST or not 4 * PER_HOST <= ranks <= MOST_RANKS:
             raise UserError(
                 "N9-GRD-041",
                 f"{ranks} ranks",
                 "n9 guard drill --ranks",
-                f"at least {4 * PER_HOST}, and {PER_HOST} on every host",
+                f"{4 * PER_HOST} to {MOST_RANKS:,}, and {PER_HOST} on every host",
             )
         self.ranks, self.scenario, self.on_told = ranks, scenario, on_told
         self.hosts = ranks // PER_HOST

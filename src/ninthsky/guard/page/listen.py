@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from ninthsky.address import bind, is_loopback
 from ninthsky.errors import UserError
 from ninthsky.guard.page.app import Page, Rules
 from ninthsky.guard.page.folder import JobFolder, find_job
@@ -73,27 +73,12 @@ def listen(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _refused(what: str, how: str) -> UserError:
     return UserError("N9-GRD-030", what, "n9 guard serve", how)
 
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(128)
-        return listener
+        return bind(host, port)
     except OSError as error:
         raise _refused(f"cannot listen on {host}:{port}: {error}", "another --port, or 0 for a free one") from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ninthsky.errors import UserError
-from ninthsky.evidence import Evidence, Fact
+from ninthsky.evidence import Evidence, Fact, encode
 from ninthsky.guard.passive import exporters, traces
 from ninthsky.guard.passive.lines import Line, troubled
 from ninthsky.guard.playbook.book import UNKNOWN, Playbook
@@ -20,7 +21,11 @@ from ninthsky.guard.playbook.match import Finding, match
 KEPT = 60  # different lines that the causes are read from
 SKEW = 2.0  # seconds that the clocks of two hosts may differ by
 FIRST = 4.0  # how much more the first line and those within SKEW of it count: they are read alone, then with the rest
+LOOKED_AT = 20  # lines of a file, to tell what it is
 SURE = 0.3  # a cause below this is called unknown
+
+
+Kind = Literal["echo", "said", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,9 @@ class Diagnosis:
             "host": self.host,
             "first": None if self.first is None else {"line": self.first.text[:500], "place": self.first.place},
             "echoes": self.echoes,
-            "evidence": json.loads(_encoded(self.evidence)),
+            "evidence": json.loads(encode(self.evidence)),
             "unread": self.unread,
         }
-
-
-def _encoded(record: Evidence) -> bytes:
-    from ninthsky.evidence import encode
-
-    return encode(record)
 
 
 def _tree(findings: Iterable[Finding]) -> list[dict[str, Any]]:
@@ -69,11 +68,9 @@ def is_incidents(path: Path) -> bool:
         return False
     try:
         with path.open("r", encoding="utf-8", errors="replace") as file:
-            first = next((line for line in file if line.strip()), "")
-        entry = json.loads(first)
-    except (OSError, ValueError):
+            return any(_excerpt(line) is not None for line in itertools.islice(file, LOOKED_AT))
+    except OSError:
         return False
-    return isinstance(entry, dict) and "excerpt" in entry
 
 
 def incidents(path: Path, book: Playbook, memory: Memory | None = None) -> Iterator[dict[str, Any]]:
@@ -82,13 +79,19 @@ def incidents(path: Path, book: Playbook, memory: Memory | None = None) -> Itera
         for number, raw in enumerate(file, 1):
             if not raw.strip():
                 continue
-            try:
-                entry = json.loads(raw)
-                excerpt = str(entry["excerpt"])
-            except (ValueError, KeyError, TypeError) as error:
-                yield {"id": f"line {number}", "error": f"no JSON object with an excerpt: {error}"}
-                continue
-            yield {"id": entry.get("id", f"line {number}"), "causes": _tree(consult(excerpt, book, memory))}
+            entry = _excerpt(raw)
+            if entry is None:
+                yield {"id": f"line {number}", "error": "no JSON object with an excerpt"}
+            else:
+                yield {"id": entry.get("id", f"line {number}"), "causes": _tree(consult(str(entry["excerpt"]), book, memory))}
+
+
+def _excerpt(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and "excerpt" in entry else None
 
 
 # -- what a job left --------------------------------------------------------------------------------------------------
@@ -96,10 +99,9 @@ def incidents(path: Path, book: Playbook, memory: Memory | None = None) -> Itera
 
 @dataclass
 class _Gathered:
-    lines: list[Line] = field(default_factory=list)
-    repeats: Counter[str] = field(default_factory=Counter)
-    echoes: list[Line] = field(default_factory=list)
-    echo_count: int = 0
+    lines: dict[str, Line] = field(default_factory=dict)  # the earliest of each template that speaks for a cause
+    echo: Line | None = None  # the first of them
+    echoes: int = 0
     alarms: list[exporters.Alarm] = field(default_factory=list)
     dumps: list[traces.Dump] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -110,7 +112,8 @@ def diagnose(paths: Iterable[Path], book: Playbook, name: str = "D-0001", memory
     """Reads logs, flight-recorder dumps and exporters' scrapes below `paths`, as one job's. Raises UserError N9-GRD-021
     where there is nothing to read."""
     gathered = _gather(list(paths), book)
-    lines = _in_order(gathered.lines)
+    # By time where lines carry one, in the order of the files else.
+    lines = sorted(gathered.lines.values(), key=lambda line: (line.time is None, line.time or 0.0))[:KEPT]
     early = [line for line in lines if _near(lines[0], line)] if lines else []
     suspected = traces.suspects(gathered.dumps)
     causes = _causes(early, lines, gathered.alarms, book, memory)
@@ -118,11 +121,11 @@ def diagnose(paths: Iterable[Path], book: Playbook, name: str = "D-0001", memory
     ranks = [suspect.rank for suspect in suspected] or ([first.rank] if first is not None and first.rank is not None else [])
     host = (first.host if first is not None else "") or next((alarm.host for alarm in gathered.alarms), "")
     record = _record(name, gathered, causes, ranks, host, first, suspected, book)
-    return Diagnosis(name, causes, ranks, host, first, gathered.echo_count, record, gathered.unread)
+    return Diagnosis(name, causes, ranks, host, first, gathered.echoes, record, gathered.unread)
 
 
 def _gather(paths: list[Path], book: Playbook) -> _Gathered:
-    gathered, known = _Gathered(), {}
+    gathered, kinds = _Gathered(), dict[str, Kind]()
     for path in _files(paths):
         gathered.files += 1
         try:
@@ -131,24 +134,25 @@ def _gather(paths: list[Path], book: Playbook) -> _Gathered:
             elif exporters.is_scrape(path):
                 gathered.alarms += exporters.alarms(path)
             else:
-                for line in troubled(path):
-                    template = line.template
-                    if template not in known:
-                        known[template] = "echo" if book.is_echo(line.text) else "said" if _said(line, book) else ""
-                    if known[template] == "echo":
-                        gathered.echo_count += 1
-                        gathered.echoes += [line] if len(gathered.echoes) < KEPT else []
-                    elif known[template]:
-                        gathered.repeats[template] += 1
-                        if gathered.repeats[template] == 1 or _before(line, gathered.lines, template):
-                            gathered.lines.append(line)
+                _read_log(path, book, gathered, kinds)
         except (OSError, traces.DumpError) as error:
             gathered.unread.append(f"{path}: {error}")
-    if not gathered.files:
-        raise UserError(
-            "N9-GRD-021", "no file to read", ", ".join(map(str, paths)), "n9 guard diagnose FOLDER: logs, dumps, scrapes"
-        )
+    if gathered.files == len(gathered.unread):
+        what = gathered.unread[0] if gathered.unread else "no file to read"
+        raise UserError("N9-GRD-021", what, ", ".join(map(str, paths)), "n9 guard diagnose FOLDER: logs, dumps, scrapes")
     return gathered
+
+
+def _read_log(path: Path, book: Playbook, gathered: _Gathered, kinds: dict[str, Kind]) -> None:
+    """A line is judged once for its template; `kinds` remembers."""
+    for line in troubled(path):
+        template = line.template
+        kind = kinds.get(template) or kinds.setdefault(template, _kind(line, book))
+        if kind == "echo":
+            gathered.echoes += 1
+            gathered.echo = gathered.echo or line
+        elif kind == "said" and _earlier(line, gathered.lines.get(template)):
+            gathered.lines[template] = line
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
@@ -158,25 +162,16 @@ def _files(paths: list[Path]) -> Iterator[Path]:
         yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
-def _said(line: Line, book: Playbook) -> bool:
+def _kind(line: Line, book: Playbook) -> Kind:
+    if book.is_echo(line.text):
+        return "echo"
     best = match(line.text, book)[0]
-    return best.cause != UNKNOWN and any(strength == "strong" for strength, _ in best.evidence)
+    strong = best.cause != UNKNOWN and any(strength == "strong" for strength, _ in best.evidence)
+    return "said" if strong else "nothing"
 
 
-def _before(line: Line, lines: list[Line], template: str) -> bool:
-    """Whether another rank said the same earlier than it is known: then that is the one to keep."""
-    if line.time is None:
-        return False
-    same = [other for other in lines if other.template == template]
-    return all(other.time is not None and line.time < other.time for other in same)
-
-
-def _in_order(lines: list[Line]) -> list[Line]:
-    """By time where lines carry one, in the order of the files else; one line per template, its earliest."""
-    earliest: dict[str, Line] = {}
-    for line in sorted(lines, key=lambda line: (line.time is None, line.time or 0.0)):
-        earliest.setdefault(line.template, line)
-    return list(earliest.values())[:KEPT]
+def _earlier(line: Line, known: Line | None) -> bool:
+    return known is None or (line.time is not None and known.time is not None and line.time < known.time)
 
 
 def _near(first: Line, line: Line) -> bool:
@@ -194,13 +189,13 @@ def _causes(
         # A device that stops inside a collective, or a program that never enters one, and no word of why.
         return match("", book)
     readings = [(FIRST, "\n".join([line.text for line in early] + spoken)), (1.0, "\n".join(line.text for line in lines))]
-    scores: Counter[str] = Counter()
+    scores: defaultdict[str, float] = defaultdict(float)
     best: dict[str, Finding] = {}
     for weight, text in readings:
         if not text:
             continue
         for finding in consult(text, book, memory):
-            scores[finding.cause] += weight * finding.score  # type: ignore[assignment]
+            scores[finding.cause] += weight * finding.score
             best.setdefault(finding.cause, finding)
     total = sum(scores.values())
     joined = [Finding(cause, best[cause].component, score / total, best[cause].evidence) for cause, score in scores.items()]
@@ -237,10 +232,9 @@ def _record(
         facts.append(Fact(f"rank {suspect.rank} is stuck in its", suspect.stuck, source="flight recorders"))
         facts += suspect.facts
     ruled_out = [f"{f.cause}: score {f.score:.2f}" for f in causes[1:4] if f.cause != UNKNOWN and f.score >= 0.02]
-    if gathered.echo_count:
-        at = gathered.echoes[0]
+    if (at := gathered.echo) is not None:
         ruled_out.insert(
-            0, f"{gathered.echo_count} lines that only tell of a peer's end, such as {at.text.strip()[:120]!r} ({at.place})"
+            0, f"{gathered.echoes} lines that only tell of a peer's end, such as {at.text.strip()[:120]!r} ({at.place})"
         )
     where: dict[str, str | int | float] = {"files": gathered.files}
     if host:
@@ -264,7 +258,7 @@ def _record(
         remedy=cause.person
         if cause is not None
         else "Nothing here names a cause: keep the files, take stacks (py-spy) while it hangs.",
-        confidence=round(best.score, 3),
+        confidence=round(best.score, 3) if cause is not None else None,
         decided_by=f"playbook version {book.version}",
         where=where,
     )

@@ -72,13 +72,14 @@ def troubled(path: Path) -> Iterator[Line]:
             text = raw[:LONGEST].rstrip()
             if not TROUBLE.search(text):
                 continue
-            time = time_of(text) if (found := time_of(text)) is not None else time
+            found = time_of(text)
+            time = time if found is None else found
             if CALM.search(text) and not SERIOUS.search(text):
                 continue
             named = RANK_IN_LINE.search(text)
             own = next(int(value) for value in named.groups() if value) if named else rank
             said = _SYSLOG_HOST.match(text)
-            yield Line(text, path, number, found if found is not None else time, own, said[1] if said else host)
+            yield Line(text, path, number, time, own, said[1] if said else host)
 
 
 def rank_of(path: Path) -> int | None:

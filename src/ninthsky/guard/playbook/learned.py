@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ def read_incidents(path: Path) -> list[Incident]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"line {number} is no JSON object with `excerpt` and `cause`: {error}"
             raise UserError("N9-GRD-021", what, str(path), "n9 guard learn FILE.jsonl") from error
+    if not found:
+        raise UserError("N9-GRD-021", "no incident in it", str(path), 'a line reads {"excerpt": "...", "cause": "..."}')
     return found
 
 
@@ -83,9 +85,9 @@ class Memory:
             return {}, 0.0
         near = self.vectors @ self._vector(_words(text))
         best = np.argsort(-near, kind="stable")[:NEIGHBOURS]
-        votes: Counter[str] = Counter()
+        votes: defaultdict[str, float] = defaultdict(float)
         for number in best:
-            votes[self.incidents[number].cause] += float(near[number]) ** 2  # type: ignore[assignment]
+            votes[self.incidents[number].cause] += float(near[number]) ** 2
         total = sum(votes.values())
         return ({cause: value / total for cause, value in votes.items()} if total else {}), float(near[best[0]])
 

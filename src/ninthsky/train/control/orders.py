@@ -63,7 +63,8 @@ def parse(assignments: tuple[str, ...]) -> dict[str, float]:
             value = math.nan
         least, most = SETTABLE[name]
         if not least <= value <= most or (name == "checkpoint_every" and value != int(value)):
-            raise UserError("N9-TRN-010", f"{name} = {given!r}: a number from {least:g} to {most:g}", "n9 train set")
+            what = f"{name} = {given!r}: a number from {least:g} to {most:g}"
+            raise UserError("N9-TRN-010", what, "n9 train set", f"n9 train set {name}=NUMBER RUN")
         values[name] = value
     if not values:
         raise UserError("N9-TRN-010", "nothing to set", "n9 train set", f"name=value, of {', '.join(SETTABLE)}")

@@ -7,6 +7,7 @@ al. 2023, arXiv 2309.14509), so that each rank sees all positions for some heads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,39 +19,31 @@ from ninthsky.train.cut.collectives import all_gather, all_to_all, reduce_scatte
 POSITIONS = -2  # the dimension of positions in [..., positions, dim]
 
 
-class _Gather(torch.autograd.Function):
-    """[..., own positions, dim] -> [..., all, dim]; gradients are summed over ranks and dealt out."""
+Move = Callable[[Tensor, dist.ProcessGroup], Tensor]
+
+
+class _Across(torch.autograd.Function):
+    """`there(x)` over a group, and `back` for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gathered(x, group)
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, there: Move, back: Move) -> Tensor:
+        ctx.group, ctx.back = group, back
+        return there(x, group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _dealt(grads[0], ctx.group), None
-
-
-class _Deal(torch.autograd.Function):
-    """Partial sums [..., all positions, dim] -> their sum over ranks at own positions; gradients are gathered."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _dealt(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _gathered(grads[0], ctx.group), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grads[0], ctx.group), None, None, None
 
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[..., own positions, dim] -> [..., all, dim]."""
     whole = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
     all_gather(whole, x.contiguous(), group=group)
     return whole.unflatten(0, (group.size(), -1)).movedim(0, POSITIONS - 1).flatten(POSITIONS - 1, POSITIONS)
 
 
 def _dealt(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Partial sums [..., all positions, dim] -> their sum over ranks at own positions."""
     parts = x.unflatten(POSITIONS, (group.size(), -1)).movedim(POSITIONS - 1, 0).contiguous()
     own = torch.empty_like(parts[0])
     reduce_scatter(own, parts.flatten(0, 1), group=group)
@@ -62,43 +55,18 @@ def gather_around(block: nn.Module, group: dist.ProcessGroup) -> None:
     own ones, summed over ranks."""
 
     def gather(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return _Gather.apply(arguments[0], group), *arguments[1:]
+        return _Across.apply(arguments[0], group, _gathered, _dealt), *arguments[1:]
 
     def deal(_: nn.Module, __: tuple[Any, ...], answer: Tensor) -> Tensor:
-        own: Tensor = _Deal.apply(answer, group)
+        own: Tensor = _Across.apply(answer, group, _dealt, _gathered)
         return own
 
     block.register_forward_pre_hook(gather)
     block.register_forward_hook(deal)
 
 
-class _ToHeads(torch.autograd.Function):
-    """[B, own positions, parts x heads, D] -> [B, all positions, heads, D], and its gradient back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _to_heads(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _to_positions(grads[0], ctx.group), None
-
-
-class _ToPositions(torch.autograd.Function):
-    """The other way round."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _to_positions(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _to_heads(grads[0], ctx.group), None
-
-
 def _to_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, own positions, parts x heads, D] -> [B, all positions, heads, D]."""
     given = x.unflatten(2, (group.size(), -1)).movedim(2, 0).contiguous()  # [to rank, B, own positions, heads, D]
     taken = torch.empty_like(given)
     all_to_all(taken, given, group=group)
@@ -106,6 +74,7 @@ def _to_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _to_positions(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The other way round."""
     given = x.unflatten(1, (group.size(), -1)).movedim(1, 0).contiguous()  # [to rank, B, its positions, heads, D]
     taken = torch.empty_like(given)
     all_to_all(taken, given, group=group)
@@ -123,11 +92,11 @@ class HeadExchange:
         parts = self.group.size()
         counts = [x.shape[2] // parts for x in (q, k, v)]
         together = torch.cat([x.unflatten(2, (parts, -1)) for x in (q, k, v)], 3).flatten(2, 3)
-        taken: Tensor = _ToHeads.apply(together, self.group)
+        taken: Tensor = _Across.apply(together, self.group, _to_heads, _to_positions)
         q, k, v = taken.split(counts, 2)
         return q, k, v
 
     def to_positions(self, y: Tensor) -> Tensor:
         """[B, all positions, own heads, D] -> [B, own positions, heads, D]."""
-        own: Tensor = _ToPositions.apply(y, self.group)
+        own: Tensor = _Across.apply(y, self.group, _to_positions, _to_heads)
         return own

@@ -37,13 +37,17 @@ class Alphabet:
 
     @classmethod
     def of(cls, folder: Path, vocab: int) -> Alphabet | None:
-        """From tokenizer.json of a byte-level vocabulary; None where there is none."""
+        """From tokenizer.json of a byte-level vocabulary; None where there is none. Raises UserError N9-TRN-001 where it is
+        damaged."""
         from tokenizers import Tokenizer, pre_tokenizers
 
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception:  # the library raises no narrower class, whatever is wrong with the file
+        path = folder / "tokenizer.json"
+        if not path.exists():
             return None
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no narrower class, whatever is wrong with the file
+            raise UserError("N9-TRN-001", f"the tokenizer is damaged: {error}", str(path), "make the tokens again") from error
         if type(tokenizer.decoder).__name__ != "ByteLevel":
             return None
         letters, special = set(pre_tokenizers.ByteLevel.alphabet()), set(tokenizer.get_added_tokens_decoder())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -93,6 +94,14 @@ def short(dtype: torch.dtype) -> str:
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}.get(name := str(dtype)[6:], name)
 
 
+_LACKING = re.compile(r"not implemented|n.t support|not support|unsupported", re.IGNORECASE)
+
+
+def lacking(raised: Exception) -> bool:
+    """Whether a device says that it does not have something, which is no fault; anything else that it raises is one."""
+    return isinstance(raised, NotImplementedError) or _LACKING.search(str(raised)) is not None
+
+
 def put(operator: Operator, test: Case | Probe, dtype: torch.dtype, device: torch.device, seed: int) -> Finding:
     """Puts one test to the device in one dtype. An operator that raises is a finding too, and never stops the others."""
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +115,7 @@ def put(operator: Operator, test: Case | Probe, dtype: torch.dtype, device: torc
         return replace(finding, largest=math.inf, problem=str(wrong))
     except Exception as raised:  # whatever a young back end throws is its answer
         text = str(raised).strip().splitlines()[0][:160] if str(raised).strip() else ""
-        absent = dtype not in NEEDED and isinstance(raised, (NotImplementedError, RuntimeError, TypeError))
+        absent = dtype not in NEEDED and lacking(raised)
         return replace(finding, largest=math.inf, problem=f"{type(raised).__name__}: {text}", offered=not absent)
     problem = ""
     if not error.good:

@@ -60,6 +60,8 @@ def vet(
     torch.set_num_threads(1)
     if fault == "list":
         return _faults(json_)
+    if out is not None:
+        _folder(out)
     chosen = _device(device, fault)
     with simulated.planted(_planted(fault)):
         if quick:
@@ -114,11 +116,19 @@ def _device(name: str | None, fault: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ModuleNotFoundError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ModuleNotFoundError) as error:  # AssertionError: torch was built without it
         seen = default()
-        what = f"torch has no device {name!r} here: {str(error).splitlines()[0]}"
+        what = f"torch has no device {name!r} here: {(str(error).splitlines() or ['no reason given'])[0]}"
         raise UserError("N9-TRN-020", what, "--device", f"torch sees: {seen}") from None
     return device
+
+
+def _folder(out: Path) -> None:
+    """Made before the examination, which is not to be lost for a folder that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("N9-TRN-020", f"no folder for the records: {error}", str(out), "name another with --out") from None
 
 
 def _planted(fault: str | None):  # type: ignore[no-untyped-def]
