@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ninthsky.train.text.baseline import Counts, count_scores, model_score
+from ninthsky.train.text.baseline import Counts, count_shares, held_out_bytes, model_nats
 from ninthsky.train.text.cursor import TokenFile
 from tests.train.small import model, write_token_folder
 
@@ -34,23 +34,23 @@ def test_pairs_beat_single_tokens_where_tokens_depend_on_each_other_and_nothing_
     for at in range(1, len(chain)):  # the next of 16 with .9, else any
         chain[at] = (chain[at - 1] + 1) % 16 if rng.random() < 0.9 else rng.integers(16)
     train, held_out = (TokenFile(part, 16, 1, {}, 3.0) for part in (chain[:18_000], chain[18_000:]))
-    unigram, bigram = count_scores(train, held_out)
+    shares = count_shares(train, held_out.tokens)
+    unigram, bigram = (-np.log(shares[name]) for name in ("unigram", "bigram"))
     share = 0.9 + 0.1 / 16
     entropy = -share * math.log(share) - 0.1 * 15 / 16 * math.log(0.1 / 16)
-    assert unigram.nats_per_token == pytest.approx(math.log(16), abs=0.01)
-    assert entropy - 0.1 < bigram.nats_per_token < entropy + 0.1
-    assert bigram.bits_per_byte == pytest.approx(bigram.nats_per_token / math.log(2) / 3.0)
-    assert unigram.tokens == bigram.tokens == 1999
+    assert unigram.mean() == pytest.approx(math.log(16), abs=0.01)
+    assert entropy - 0.1 < bigram.mean() < entropy + 0.1
+    assert held_out_bytes(held_out) == 3.0
+    assert len(unigram) == len(bigram) == 1999
 
 
 def test_the_strength_is_never_chosen_on_what_is_reported(tmp_path: Path) -> None:
     write_token_folder(tmp_path)
     train, held_out = (TokenFile.open(tmp_path, split) for split in ("train", "held_out"))
     scrambled = TokenFile(np.random.default_rng(5).permutation(held_out.tokens), held_out.vocab, 1, held_out.split, None)
-    _, honest = count_scores(train, held_out)
-    _, other = count_scores(train, scrambled)
-    assert other.nats_per_token > honest.nats_per_token  # same strength, worse text
-    assert other.bits_per_byte is None
+    honest, other = (-np.log(count_shares(train, text.tokens)["bigram"]).mean() for text in (held_out, scrambled))
+    assert other > honest  # same strength, worse text
+    assert held_out_bytes(scrambled) is None
 
 
 @pytest.mark.parametrize("count", [1500, 1000, 49, 17])
@@ -63,7 +63,7 @@ def test_the_model_is_scored_on_every_token_but_the_first(tmp_path: Path, count:
         for at in range(0, count - 1, 16):
             window = ids[at : at + 17]
             total += float(F.cross_entropy(made.logits(made(window[None, :-1]))[0], window[1:], reduction="sum"))
-    score = model_score(made, held_out, sequence=16, limit=count - 1)
-    assert score.tokens == count - 1
-    assert score.nats_per_token == pytest.approx(total / (count - 1), rel=1e-5)
+    nats = model_nats(made, held_out.tokens[:count], sequence=16)
+    assert len(nats) == count - 1
+    assert nats.mean() == pytest.approx(total / (count - 1), rel=1e-5)
     assert made.training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +17,6 @@ from ninthsky.train.text.cursor import TokenFile
 ADD = 0.5  # added to each count of a single token (Jeffreys 1946), so that unseen ones keep a share
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # tried for the bigram's prior
 TUNING = 0.05  # share at the end of the training tokens on which the prior's strength is chosen, never on what is reported
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean loss over every token but a split's first."""
-
-    name: str
-    nats_per_token: float
-    tokens: int
-    bits_per_byte: float | None = None
-
-    def over(self, bytes_per_token: float | None) -> Score:
-        """The same with bits per byte, where the length of a token in bytes is known."""
-        bits = self.nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None
-        return Score(self.name, self.nats_per_token, self.tokens, bits)
 
 
 @dataclass(frozen=True)
@@ -77,20 +61,6 @@ def count_shares(train: TokenFile, held_out: NDArray[Any]) -> dict[str, NDArray[
     strength = min(STRENGTHS, key=lambda value: _nats(early.bigram(late, value)))
     counts = Counts.of(train.tokens, train.vocab)
     return {"unigram": counts.unigram(held_out), "bigram": counts.bigram(held_out, strength)}
-
-
-def count_scores(train: TokenFile, held_out: TokenFile) -> tuple[Score, Score]:
-    """Unigram and bigram on the whole held-out split."""
-    shares = count_shares(train, held_out.tokens)
-    size, per_token = len(held_out.tokens) - 1, held_out_bytes(held_out)
-    unigram, bigram = (Score(name, _nats(shares[name]), size).over(per_token) for name in ("unigram", "bigram"))
-    return unigram, bigram
-
-
-def model_score(model: Decoder, held_out: TokenFile, sequence: int, rows: int = 16, limit: int | None = None) -> Score:
-    """The model's loss on the same tokens, in windows of `sequence` that do not overlap; `limit` tokens at most."""
-    nats = model_nats(model, held_out.tokens[: None if limit is None else limit + 1], sequence, rows=rows)
-    return Score("model", float(nats.mean()), len(nats)).over(held_out_bytes(held_out))
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ninthsky.errors import UserError
 from ninthsky.model.decoder import Decoder
-from ninthsky.train.text.baseline import count_shares, model_nats
+from ninthsky.train.text.baseline import count_shares, held_out_bytes, model_nats
 from ninthsky.train.text.cursor import TokenFile
 from ninthsky.train.text.ngram import KneserNey
 
@@ -205,7 +205,7 @@ def gathered(
         if alphabet is not None:
             size: float = int(alphabet.bytes[known[at]].sum())
         else:
-            size = len(at) * float(held_out.split.get("bytes", 0) / len(held_out.tokens) or held_out.bytes_per_token or 0.0)
+            size = len(at) * (held_out_bytes(held_out) or 0.0)
         characters = int(alphabet.characters[known[at]].sum()) if alphabet is not None else None
         return Row(
             name, len(at), size, characters, float(seen[at].mean()), {key: float(v[at].sum()) for key, v in nats.items()}
