@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, models
 
 from ninthsky.config.load import parse_settings
 from ninthsky.guard.job import HostSpec, Injected, JobResult, JobSpec, Watch, run_job
@@ -45,7 +46,8 @@ def write_tokens(folder: Path) -> Path:
                  for language, start in (("en", 0), ("zh", half))]  # fmt: skip
         splits[name] = {"file": f"{name}.bin", "tokens": len(part), "documents": 1, "parts": parts}
     (folder / "index.json").write_text(json.dumps({"format": 1, "dtype": "uint16", "vocab": VOCAB, "eos": 1, "splits": splits}))
-    (folder / "tokenizer.json").write_text("{}")
+    words = {f"w{token}": token for token in range(VOCAB)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
     return folder
 
 
