@@ -33,12 +33,12 @@ from benchmarks.report import median_interval, publish
 from benchmarks.rivals import CHECKPOINT_EVERY, STRUCK, TIMEOUT_SECONDS, Outcome, run_torchrun
 from benchmarks.shipping import shipping_cost
 from ninthsky.config.load import parse_settings
+from ninthsky.guard.agent.spawner import process_state
+from ninthsky.guard.controller.fleet import RECORD_TYPE
 from ninthsky.guard.drill import drill_job
 from ninthsky.guard.faults import Fault
-from ninthsky.guard.fleet import RECORD_TYPE
 from ninthsky.guard.job import HostSpec, JobSpec, Watch, run_job
 from ninthsky.guard.probe.record import RecordWriter
-from ninthsky.guard.spawner import process_state
 from ninthsky.model.shape import Shape
 from ninthsky.run.folder import read_json, read_lines, write_json
 from ninthsky.train.cut.mesh import Mesh

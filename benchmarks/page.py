@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.report import publish
 from ninthsky.evidence import Evidence, Fact
+from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.faults import Fault, Timeline
 from ninthsky.guard.page.acts import Acts
 from ninthsky.guard.page.app import event_bytes
@@ -25,7 +26,6 @@ from ninthsky.guard.page.folder import JobFolder
 from ninthsky.guard.page.view import View
 from ninthsky.guard.picture import FILE, Card, Head, Painter, slots_of
 from ninthsky.guard.spec import HostSpec, JobSpec
-from ninthsky.guard.state import JobState
 from ninthsky.run.folder import append_line, write_json
 
 HOSTS, SLOTS, SPARES = 2304, 8, 1

@@ -18,10 +18,10 @@ from pathlib import Path
 import xxhash
 import zmq.asyncio
 
+from ninthsky.guard.agent.shards import ShardExchange
+from ninthsky.guard.agent.store import VERSIONS, ShardStore, shard_name
 from ninthsky.guard.keys import forge, load_keys
 from ninthsky.guard.protocol import Peer, ShardInfo
-from ninthsky.guard.shards import ShardExchange
-from ninthsky.guard.store import VERSIONS, ShardStore, shard_name
 from ninthsky.guard.wire import keep_memory
 
 HOSTS = ("a", "b")  # a sends, b receives

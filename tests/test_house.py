@@ -39,7 +39,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "numpy", "pyarrow", "pydantic", "plotly", "zmq", "numba"}
 
 
-@pytest.mark.parametrize("module", [*STAGE_MODULES, "ninthsky.guard.cli", "ninthsky.guard.controller", "ninthsky.guard.agent"])
+@pytest.mark.parametrize(
+    "module", [*STAGE_MODULES, "ninthsky.guard.cli", "ninthsky.guard.controller.process", "ninthsky.guard.agent.process"]
+)
 def test_planning_and_watching_need_no_torch(module: str) -> None:
     assert "torch" not in imported_by(f"import {module}")
 

@@ -52,7 +52,7 @@ def _maker(tmp_path: Path) -> MakeJob:
         return JobSpec(
             run_id=f"t-{abs(hash(str(folder))) % 10**10}",
             folder=str(folder),
-            command=[sys.executable, "-m", "ninthsky.guard.simulated_rank"],
+            command=[sys.executable, "-m", "ninthsky.guard.drill.simulated_rank"],
             env={"N9_SIMULATED": json.dumps(given)},
             world=4,
             hosts=[HostSpec(name=f"host-{n}", slots=2, spares=spares) for n in range(2)],

@@ -41,7 +41,7 @@ def test_slurms_script_runs_a_job_mends_it_and_calls_people(tmp_path: Path, rece
     stand_in(tmp_path, "scontrol", '[ "$*" = "show hostnames localhost" ] && echo localhost')
     stand_in(tmp_path, "srun", f'echo "$@" >> {tmp_path}/srun.log; while [[ "$1" == --* ]]; do shift; done; exec "$@"')
     run = subprocess.run(
-        ["bash", DEPLOY / "slurm.sbatch", tmp_path / "job", "python", "-m", "ninthsky.guard.simulated_rank"],
+        ["bash", DEPLOY / "slurm.sbatch", tmp_path / "job", "python", "-m", "ninthsky.guard.drill.simulated_rank"],
         env=environment(
             tmp_path, [{"kind": "kill", "rank": 1, "step": 5}], SLURM_JOB_ID=f"9{os.getpid()}", SLURM_JOB_NODELIST="localhost",
             CARDS="3", N9_ACTION="act", N9_WEBHOOK=receiver.url,
@@ -73,7 +73,7 @@ def test_jobsets_pods_find_each_other_and_run_the_job(tmp_path: Path) -> None:
     port = _free_port()
     made = environment(
         tmp_path, [], FOLDER=str(tmp_path / "job"), HOSTS="2", CARDS="2",
-        COMMAND=f"{sys.executable} -m ninthsky.guard.simulated_rank",
+        COMMAND=f"{sys.executable} -m ninthsky.guard.drill.simulated_rank",
         ACTION="act", CONTROLLER=f"127.0.0.1:{port}", ADDRESS="127.0.0.1", NODE="worker-1", RUN=f"pods-{os.getpid()}",
     )  # fmt: skip
     pods: list[subprocess.Popen[Any]] = []

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from ninthsky.errors import UserError
-from ninthsky.guard.agent import claim_folder
+from ninthsky.guard.agent.process import claim_folder
+from ninthsky.guard.agent.store import remove_folder
+from ninthsky.guard.controller.journal import Journal
 from ninthsky.guard.job import JobResult, JobSpec, run_job
-from ninthsky.guard.journal import Journal
-from ninthsky.guard.store import remove_folder
 from ninthsky.run import folder
 
 pytestmark = pytest.mark.slow

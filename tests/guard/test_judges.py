@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ninthsky.guard.fleet import RECORD_TYPE, STEPS, Window
+from ninthsky.guard.controller.fleet import RECORD_TYPE, STEPS, Window
 from ninthsky.guard.judges import Limits
 from ninthsky.guard.judges.exit import judge_exit
 from ninthsky.guard.judges.hang import SETTLING_STEPS, WaitFor, judge_frozen, judge_hang, judge_stuck, stuck_limit

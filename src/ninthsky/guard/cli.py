@@ -91,7 +91,7 @@ def agent(*, job: Path, host: str, keys: Path, controller: str, json_: Json = Fa
     json_: bool
         Taken for uniformity: the agent prints nothing but errors.
     """
-    from ninthsky.guard.agent import main
+    from ninthsky.guard.agent.process import main
 
     address, _, port = controller.rpartition(":")
     return main(job, host, keys, address, int(port))
@@ -112,7 +112,7 @@ def controller(*, job: Path, keys: Path, port: int = 0, json_: Json = False) -> 
     json_: bool
         Taken for uniformity: the controller prints nothing but errors.
     """
-    from ninthsky.guard.controller import main
+    from ninthsky.guard.controller.process import main
 
     return main(job, keys, port)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ninthsky.evidence import Evidence
-from ninthsky.guard.fleet import Window
+from ninthsky.guard.controller.fleet import Window
 from ninthsky.guard.judges import Verdict
 from ninthsky.guard.spec import Injected
 from ninthsky.run.folder import write_json

@@ -23,13 +23,13 @@ from typing import Any
 import msgspec
 
 from ninthsky.errors import UserError
-from ninthsky.guard.agent import refuse_if_owned
+from ninthsky.guard.agent.process import refuse_if_owned
+from ninthsky.guard.agent.spawner import die_with_parent
+from ninthsky.guard.agent.store import remove_folder
 from ninthsky.guard.faults import Fault, read_faults
 from ninthsky.guard.keys import CONTROLLER, forge
 from ninthsky.guard.picture import FILE
-from ninthsky.guard.spawner import die_with_parent
 from ninthsky.guard.spec import HostSpec, Injected, JobSpec, Watch
-from ninthsky.guard.store import remove_folder
 from ninthsky.run.folder import read_json
 
 __all__ = ["HostSpec", "Injected", "JobResult", "JobSpec", "Watch", "run_job"]

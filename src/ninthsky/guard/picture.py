@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.spec import JobSpec
-from ninthsky.guard.state import JobState
 
 EVERY_SECONDS = 1.0
 FILE = "fleet.bin"

@@ -24,7 +24,7 @@ class JobFiles:
         self.spec = JobSpec(
             run_id="made",
             folder=str(folder),
-            command=["python", "-m", "ninthsky.guard.simulated_rank"],
+            command=["python", "-m", "ninthsky.guard.drill.simulated_rank"],
             world=hosts * slots,
             hosts=[HostSpec(name=f"node-{number:04d}", slots=slots, spares=spares) for number in range(hosts)],
             watch=Watch(**{"action": "act", **watch}),

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ninthsky.guard import protocol as p
-from ninthsky.guard.conductor import Conductor
+from ninthsky.guard.controller.conductor import Conductor
 from ninthsky.guard.drill.simulator import PER_HOST, SimulatedFleet
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.spec import HostSpec

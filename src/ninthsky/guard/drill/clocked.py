@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ninthsky.errors import UserError
-from ninthsky.guard.conductor import Conductor
+from ninthsky.guard.controller.conductor import Conductor
 from ninthsky.guard.drill import noise
 from ninthsky.guard.drill.agents import Agents, host_specs
 from ninthsky.guard.drill.scenario import Fault, Scenario

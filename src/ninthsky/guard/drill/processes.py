@@ -49,7 +49,7 @@ def drill_job(folder: Path, ranks_per_host: int, injected: list[Injected], work_
     return JobSpec(
         run_id=f"drill-{folder.name[-12:].replace('_', '-')}",
         folder=str(folder),
-        command=[sys.executable, "-m", "ninthsky.guard.simulated_rank"],
+        command=[sys.executable, "-m", "ninthsky.guard.drill.simulated_rank"],
         env={"N9_SIMULATED": json.dumps(plan)},
         world=2 * ranks_per_host,
         hosts=[HostSpec(name=f"host-{host}", slots=ranks_per_host, spares=1) for host in range(2)],

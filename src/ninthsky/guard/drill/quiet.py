@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ninthsky.guard.controller.fleet import RECORD_TYPE, STEPS, Window
 from ninthsky.guard.drill.noise import Noise
 from ninthsky.guard.drill.scenario import GROUPS
 from ninthsky.guard.drill.simulator import LOCAL_MS, PER_HOST, Layout
-from ninthsky.guard.fleet import RECORD_TYPE, STEPS, Window
 from ninthsky.guard.judges import Limits
 from ninthsky.guard.judges.slow import judge_slow
 

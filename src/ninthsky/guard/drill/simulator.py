@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ninthsky.guard.controller.fleet import RECORD_TYPE
 from ninthsky.guard.drill.noise import Noise
 from ninthsky.guard.drill.scenario import GROUPS, Conditions, Effects
-from ninthsky.guard.fleet import RECORD_TYPE
 from ninthsky.guard.probe.record import Phase, group_id
 
 Floats = NDArray[np.float64]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ninthsky.evidence import Fact
-from ninthsky.guard.fleet import Window
+from ninthsky.guard.controller.fleet import Window
 from ninthsky.guard.judges.verdict import Limits, Verdict
 from ninthsky.guard.probe.record import Phase
 

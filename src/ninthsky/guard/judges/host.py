@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ninthsky.evidence import Fact
-from ninthsky.guard.fleet import Window
+from ninthsky.guard.controller.fleet import Window
 from ninthsky.guard.judges.verdict import Limits, Verdict
 
 BLOCKED_SECONDS = 1.0

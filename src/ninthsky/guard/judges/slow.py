@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ninthsky.evidence import Fact
-from ninthsky.guard.fleet import STEPS, Floats, Ints, Window
+from ninthsky.guard.controller.fleet import STEPS, Floats, Ints, Window
 from ninthsky.guard.judges.hang import SETTLING_STEPS
 from ninthsky.guard.judges.verdict import Limits, Verdict
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from ninthsky.guard import protocol as p
+from ninthsky.guard.controller.fleet import Fleet
+from ninthsky.guard.controller.journal import Journal, recall
+from ninthsky.guard.controller.roster import Proc, Roster
 from ninthsky.guard.faults import FaultBook
-from ninthsky.guard.fleet import Fleet
-from ninthsky.guard.journal import Journal, recall
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.roster import Proc, Roster
 from ninthsky.guard.spec import JobSpec
 
 Stage = Literal["gather", "recover", "collect", "wait", "form", "run", "done", "failed"]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ninthsky.guard.outward import Outward
+from ninthsky.guard.controller.outward import Outward
 from ninthsky.guard.page.acts import Acts
 from ninthsky.guard.picture import FILE, Card, read_picture
 from ninthsky.guard.spec import Watch
-from tests.guard.test_conductor import Cluster
+from tests.guard.controller.test_conductor import Cluster
 
 
 class Watched(Cluster):

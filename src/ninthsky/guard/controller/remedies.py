@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ninthsky.guard.controller.fleet import Window
+from ninthsky.guard.controller.ladder import Remedy, climb, climb_nonfinite, is_program_error
+from ninthsky.guard.controller.regroup import Regroup
+from ninthsky.guard.controller.roster import Proc
+from ninthsky.guard.controller.state import JobState
+from ninthsky.guard.controller.votes import BadStep
 from ninthsky.guard.faults import Fault
-from ninthsky.guard.fleet import Window
 from ninthsky.guard.judges import Verdict
-from ninthsky.guard.ladder import Remedy, climb, climb_nonfinite, is_program_error
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.regroup import Regroup
-from ninthsky.guard.roster import Proc
-from ninthsky.guard.state import JobState
-from ninthsky.guard.votes import BadStep
 
 
 class Remedies:

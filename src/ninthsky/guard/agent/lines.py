@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from ninthsky.guard.agent.spawner import Process, Spawner, descends_from
 from ninthsky.guard.probe.messages import MAX_FRAME, Hello, ToAgent, ToRank, decode_to_agent, frame
-from ninthsky.guard.spawner import Process, Spawner, descends_from
 
 _LENGTH = struct.Struct("<I")
 _CREDENTIALS = struct.Struct("3i")

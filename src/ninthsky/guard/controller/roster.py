@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ninthsky.guard.placement import Card
+from ninthsky.guard.controller.placement import Card
 from ninthsky.guard.spec import JobSpec
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ninthsky.guard.ladder import History
+from ninthsky.guard.controller.ladder import History
 
 # Written to disk before anything is done about them: generations are fencing tokens, and a lost host must stay lost.
 DURABLE = frozenset({"generation", "places", "lost", "kept_out", "fault", "done"})

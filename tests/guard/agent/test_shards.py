@@ -13,10 +13,10 @@ import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ninthsky.guard.agent.shards import ShardExchange
+from ninthsky.guard.agent.store import VERSIONS, ShardStore, pieces, shard_name, view_of
 from ninthsky.guard.keys import forge, load_keys
 from ninthsky.guard.protocol import Peer, Put, ShardInfo
-from ninthsky.guard.shards import ShardExchange
-from ninthsky.guard.store import VERSIONS, ShardStore, pieces, shard_name, view_of
 from ninthsky.guard.wire import PIECE
 
 

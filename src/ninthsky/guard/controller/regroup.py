@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ninthsky.guard import protocol as p
+from ninthsky.guard.controller.placement import Card, newest_whole_step, place, sources
+from ninthsky.guard.controller.roster import Proc
+from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.judges import Verdict
-from ninthsky.guard.placement import Card, newest_whole_step, place, sources
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.roster import Proc
-from ninthsky.guard.state import JobState
 
 RECOVER_SECONDS = 5.0
 

@@ -11,12 +11,12 @@ from typing import Any
 import xxhash
 
 from ninthsky.guard import protocol as p
-from ninthsky.guard.agent import Agent
+from ninthsky.guard.agent.process import Agent
+from ninthsky.guard.agent.spawner import Process
+from ninthsky.guard.agent.store import shard_name
 from ninthsky.guard.keys import forge
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.spawner import Process
 from ninthsky.guard.spec import HostSpec, JobSpec
-from ninthsky.guard.store import shard_name
 
 
 def with_agent(tmp_path: Path, work: Callable[[Agent, list[tuple[int, Any]], list[Any]], Awaitable[None]]) -> None:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ninthsky.guard.controller.ladder import History, climb, climb_nonfinite
+from ninthsky.guard.controller.placement import Card, newest_whole_step, place, sources
 from ninthsky.guard.judges import Verdict
-from ninthsky.guard.ladder import History, climb, climb_nonfinite
-from ninthsky.guard.placement import Card, newest_whole_step, place, sources
 from ninthsky.guard.protocol import ShardInfo
 from ninthsky.guard.spec import Watch
 

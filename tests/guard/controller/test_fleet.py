@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from ninthsky.guard.controller.fleet import Fleet
+from ninthsky.guard.controller.journal import Journal, recall
 from ninthsky.guard.faults import Fault, Timeline, read_faults
-from ninthsky.guard.fleet import Fleet
-from ninthsky.guard.journal import Journal, recall
 from ninthsky.guard.probe.record import Phase, RecordWriter, group_id
 from ninthsky.guard.protocol import Seen
 from ninthsky.run.folder import write_json

@@ -13,7 +13,7 @@ from ninthsky.guard.playbook.book import RUNGS, UNKNOWN, load, location, parse, 
 from ninthsky.guard.playbook.learned import Incident, Memory, consult, drafts, read_incidents
 from ninthsky.guard.playbook.match import match
 
-DATA = Path(os.environ.get("NINTHSKY_DATA", Path(__file__).parents[3] / "shared" / "data")) / "guard"
+DATA = Path(os.environ.get("NINTHSKY_DATA", Path(__file__).parents[4] / "shared" / "data")) / "guard"
 
 # Written for this test, in the words of kernels and libraries; none stands in the incidents of the data folder.
 SAID = {

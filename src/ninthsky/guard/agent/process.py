@@ -20,14 +20,14 @@ import zmq.asyncio
 
 from ninthsky.errors import FAILED, OK, PARTIAL, UserError
 from ninthsky.guard import protocol as p
+from ninthsky.guard.agent.lines import Lines
+from ninthsky.guard.agent.shards import ShardExchange
+from ninthsky.guard.agent.spawner import Process, Spawner, oom_kills, process_state, tail_of, watch_first
+from ninthsky.guard.agent.store import ShardStore, remove_folder, shard_name
 from ninthsky.guard.keys import CONTROLLER, load_keys
-from ninthsky.guard.lines import Lines
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.record import HEADER, read_raw
-from ninthsky.guard.shards import ShardExchange
-from ninthsky.guard.spawner import Process, Spawner, oom_kills, process_state, tail_of, watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
-from ninthsky.guard.store import ShardStore, remove_folder, shard_name
 from ninthsky.guard.wire import Caller, keep_memory
 from ninthsky.run.folder import write_json
 

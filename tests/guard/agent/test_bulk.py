@@ -10,7 +10,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from ninthsky.guard.bulk import BulkListener, BulkSender, new_session
+from ninthsky.guard.agent.bulk import BulkListener, BulkSender, new_session
 from ninthsky.guard.protocol import Put, Session
 
 PUT = Put(1, 0, 7, 5, "x", 0, memoryview(b"state"))

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.faults import Fault
 from ninthsky.guard.out.calls import Calls
 from ninthsky.guard.out.drain import advice, drain, scheduler_here
 from ninthsky.guard.out.webhook import alert_of, body_of, check_url, send
 from ninthsky.guard.page.acts import path_of, read_acts_from
 from ninthsky.guard.picture import Painter
-from ninthsky.guard.state import JobState
 
 ORDERS_EVERY = 1.0
 END_SECONDS = 3.0

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import zmq.asyncio
 
-from ninthsky.guard.bulk import BulkListener, BulkSender, new_session
+from ninthsky.guard.agent.bulk import BulkListener, BulkSender, new_session
+from ninthsky.guard.agent.store import ShardStore, pieces, shard_name
 from ninthsky.guard.keys import Keyring
 from ninthsky.guard.protocol import Between, Get, Held, NotHeld, Peer, Piece, Put, Session, SessionOpen, ShardInfo
-from ninthsky.guard.store import ShardStore, pieces, shard_name
 from ninthsky.guard.wire import PIECE, Caller, Listener
 
 RESEND_SECONDS = 2.0

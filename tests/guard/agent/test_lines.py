@@ -8,9 +8,9 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from ninthsky.guard.lines import Lines
+from ninthsky.guard.agent.lines import Lines
+from ninthsky.guard.agent.spawner import Process, Spawner, descends_from, process_state
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.spawner import Process, Spawner, descends_from, process_state
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 CHILD = """

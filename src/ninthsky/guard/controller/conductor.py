@@ -10,17 +10,17 @@ from collections import Counter
 from collections.abc import Callable
 
 from ninthsky.guard import protocol as p
+from ninthsky.guard.controller.regroup import Regroup
+from ninthsky.guard.controller.remedies import Remedies
+from ninthsky.guard.controller.roster import Proc
+from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.judges import Limits, Verdict
 from ninthsky.guard.judges.exit import judge_exit, status_name
 from ninthsky.guard.judges.hang import judge_frozen, judge_hang
 from ninthsky.guard.judges.host import judge_host
 from ninthsky.guard.judges.slow import judge_slow
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.regroup import Regroup
-from ninthsky.guard.remedies import Remedies
-from ninthsky.guard.roster import Proc
 from ninthsky.guard.spec import JobSpec
-from ninthsky.guard.state import JobState
 
 BROKEN_SECONDS = 1.5  # a broken collective without an exit or a hang by then: the groups are rebuilt as they were
 ASK_SECONDS = 0.3

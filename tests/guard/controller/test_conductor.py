@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from ninthsky.guard import protocol as p
-from ninthsky.guard.conductor import Conductor
+from ninthsky.guard.controller.conductor import Conductor
+from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.judges import Verdict
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.record import Phase, RecordWriter
 from ninthsky.guard.spec import HostSpec, Injected, JobSpec, Watch
-from ninthsky.guard.state import JobState
 
 
 class Cluster:

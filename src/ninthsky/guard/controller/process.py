@@ -16,10 +16,10 @@ import zmq.asyncio
 
 from ninthsky.errors import FAILED, OK
 from ninthsky.guard import protocol as p
-from ninthsky.guard.conductor import Conductor
+from ninthsky.guard.agent.spawner import watch_first
+from ninthsky.guard.controller.conductor import Conductor
+from ninthsky.guard.controller.outward import Outward
 from ninthsky.guard.keys import load_keys
-from ninthsky.guard.outward import Outward
-from ninthsky.guard.spawner import watch_first
 from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.wire import Listener
 from ninthsky.run.folder import append_line, read_json, write_json

@@ -1,0 +1,1 @@
+"""The one process that decides: the fleet in mind, judges asked, the ladder climbed, generations formed."""
