@@ -1,13 +1,16 @@
-"""The drill on a simulated fleet and a made clock, with a fresh seed. `python -m benchmarks.drill [--faults 1000] [--days 90]`.
+"""The drill on a simulated fleet with a fresh seed: made clock, `python -m benchmarks.drill [--faults 1000] [--days 90]`.
 
-Three parts: many faults on a fleet of middling size; a few at 18,432 ranks, with the controller's processor time there; and
-days without faults. The seed was not used while the judges were worked on (those were 1 to 30 and 20261124).
+Three parts: many faults on a fleet of middling size, in as many processes as there are cores; a few at 18,432 ranks, with the
+controller's processor time there; and days without faults. With `--sockets 20`: so many minutes at 18,432 ranks over the real
+protocol, and nothing else. The seed was not used while the judges were worked on (those were 1 to 30, 101 to 300 and 20261124).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,9 @@ import numpy as np
 from benchmarks.report import publish
 from ninthsky.guard.drill.clocked import ClockedDrill
 from ninthsky.guard.drill.noise import recorded
+from ninthsky.guard.drill.quiet import Quiet
 from ninthsky.guard.drill.scenario import Conditions, Effects
-from ninthsky.guard.drill.sheet import mix, run_clocked
+from ninthsky.guard.drill.sheet import mix, quiet_of, run_sockets, sheet
 from ninthsky.guard.drill.simulator import SimulatedFleet, Strike
 from ninthsky.guard.judges.hang import WaitFor
 
@@ -42,6 +46,51 @@ def hang_judge_ms() -> float:
     return float(np.median(spent))
 
 
+def part(ranks: int, faults: int, seed: int) -> ClockedDrill:
+    """One process's share of the faults, without what cannot travel back."""
+    drill = ClockedDrill(ranks, mix(), seed, lambda text: print(f"simulated: {text[:150]}", flush=True))
+    drill.run(faults)
+    del drill.on_told, drill.agents, drill.fleet, drill.conductor
+    return drill
+
+
+def many(ranks: int, faults: int, seed: int, days: float) -> dict[str, Any]:
+    """The sheet of all shares together."""
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(workers) as pool:
+        shares = [faults // workers + (number < faults % workers) for number in range(workers)]
+        drills = list(pool.map(part, [ranks] * workers, shares, [seed + 100 * number for number in range(workers)]))
+        quiet = list(
+            pool.map(
+                quiet_of, [ranks] * workers, [mix()] * workers, [seed + n for n in range(workers)], [days / workers] * workers
+            )
+        )
+    whole = drills[0]
+    for other in drills[1:]:
+        whole.outcomes += other.outcomes
+        whole.simulated, whole.spent = whole.simulated + other.simulated, whole.spent + other.spent
+        whole.memory_mb = max(whole.memory_mb, other.memory_mb)
+    return sheet(whole, Quiet(sum(q.days for q in quiet), sum(q.evictions for q in quiet), quiet[0].ranks))
+
+
+def over_sockets(minutes: float, seed: int) -> None:
+    """18,432 ranks in real time; the agents' process shares this machine with the controller."""
+    figures = run_sockets(LARGE, 1_000, seed, mix(), minutes, 0.0, lambda text: print(f"simulated: {text[:150]}", flush=True))
+    rows = [
+        ["simulated, over sockets: exact", figures["exact"], f"n = {figures['faults']}, {figures['simulated_seconds']:.0f} s"],
+        ["wrong, unknown, missed", f"{figures['wrong']}, {figures['unknown']}, {figures['missed']}", ""],
+        *(
+            [f"p99 {name}, s", figures[f"p99_{name}_s"], limit]
+            for name, limit in (("exit", "<= 5"), ("hang", "<= 15"), ("slow", "<= 60"))
+        ),
+        ["controller with encryption, of a core", figures["controller_core"], "<= 0.15"],
+        ["controller, MB", figures["controller_mb"], "<= 300"],
+        ["page's differences, bytes/s", figures["page_bytes_per_s"], "<= 20,000"],
+        ["agents' process, of a core", figures["agents_core"], f"behind the clock by {figures['agents_late_s']} s at most"],
+    ]  # fmt: skip
+    publish("drill_sockets", rows, figures)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=512)
@@ -49,12 +98,16 @@ def main() -> None:
     parser.add_argument("--large-faults", type=int, default=12)
     parser.add_argument("--days", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=20_261_125)
+    parser.add_argument("--sockets", type=float, default=0.0, metavar="MINUTES")
     given = parser.parse_args()
+    if given.sockets:
+        over_sockets(given.sockets, given.seed)
+        return
 
     def show(text: str) -> None:
         print(f"simulated: {text}", flush=True)
 
-    figures: dict[str, Any] = run_clocked(given.ranks, given.faults, given.seed, mix(), given.days, show)
+    figures = many(given.ranks, given.faults, given.seed, given.days)
     large = ClockedDrill(LARGE, mix(), given.seed + 1, show)
     large.run(given.large_faults)
     exact = sum(outcome.result == "exact" for outcome in large.outcomes)

@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from benchmarks.observing import Enough, parent_of, places_of, resident_mb
 from benchmarks.report import median_interval, publish
 from benchmarks.rivals import CHECKPOINT_EVERY, STRUCK, TIMEOUT_SECONDS, Outcome, run_torchrun
 from benchmarks.shipping import shipping_cost
@@ -46,10 +47,6 @@ from ninthsky.train.job import TrainJob, load_job
 from ninthsky.train.step.recipe import Recipe
 
 HOSTS = 2
-
-
-class Enough(Exception):
-    """Raised out of the job's event loop."""
 
 
 def made_tokens(folder: Path, vocab: int, count: int = 200_000) -> None:
@@ -182,12 +179,6 @@ class Bystander:
         self.cost = measure_cost(self.spec, self.seconds)
 
 
-def places_of(spec: JobSpec) -> list[tuple[str, int, int]]:
-    """(host, slot, pid) of each rank now."""
-    entries = [entry for entry in read_lines(Path(spec.folder) / "journal.jsonl") if entry["kind"] == "places"]
-    return [(host, slot, pid) for host, slot, pid in entries[-1]["places"]]
-
-
 def measure_cost(spec: JobSpec, seconds: float) -> dict[str, float]:
     """Processor seconds of controller, agents and ranks over a while of undisturbed training, and the probe's share."""
     controller = (read_json(Path(spec.folder) / "controller.json") or {})["pid"]
@@ -236,15 +227,6 @@ def state_bytes(spec: JobSpec) -> int:
     """Bytes of all ranks' state, which each step copies once: fp32 weights and two moments."""
     job = load_job(Path(spec.command[-1]))
     return 12 * job.shape.parameters()
-
-
-def parent_of(pid: int) -> int:
-    text = Path(f"/proc/{pid}/stat").read_bytes()
-    return int(text[text.rindex(b")") + 2 :].split()[1])
-
-
-def resident_mb(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def timed(work: Callable[[], object], times: int = 20_000) -> float:

@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.guard import Enough, make_job, places_of
+from benchmarks.guard import make_job
+from benchmarks.observing import Enough, places_of
 from benchmarks.report import publish
 from ninthsky.guard.drill import drill_job
 from ninthsky.guard.job import HostSpec, JobSpec, run_job

@@ -75,13 +75,20 @@ EXPLANATIONS: dict[str, str] = {
     "N9-GRD-002": "The key file of a guarded job is missing, broken, or can be read by others than its owner (chmod 600).",
     "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose\n"
     "another id.",
+    "N9-GRD-070": "The self-test that was asked for cannot be done: no such host, no job at work there, or it ended meanwhile.",
     "N9-GRD-040": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field. docs/guard.md\n"
     'has the form; `like = "freeze"` begins from a kind that is there.',
     "N9-GRD-041": "The simulated fleet of `n9 guard drill` has hosts of 8 ranks, four of them at least.",
+    "N9-GRD-042": "The drill over sockets keeps two connections per simulated host, and the system allows this process too few\n"
+    "open files. Raise the limit (`ulimit -n`), or take fewer ranks.",
     "N9-GRD-020": "The playbook is damaged: the message names each entry that is wrong. The shipped one is found by\n"
     "`n9 guard playbook`; copy it, change the copy, and name it with --playbook.",
     "N9-GRD-021": "There was nothing to diagnose: name a log file, or a folder with logs, flight-recorder dumps\n"
     "or exporters' scrapes.",
+    "N9-GRD-050": "`n9 guard watch` found no job: no such process, or no rank below it that the environment tells of.\n"
+    "Give the launcher's PID on this host, as the job's user.",
+    "N9-GRD-051": "`n9 guard watch` cannot write its folder. Name another one with --folder.",
+    "N9-GRD-060": "`n9 guard run` has nothing to run: no command after --, or it cannot be started.",
     "N9-GRD-030": "The page cannot listen as asked: address, certificate or token. The message names which.",
 }
 

@@ -56,7 +56,7 @@ def _maker(tmp_path: Path) -> MakeJob:
             env={"N9_SIMULATED": json.dumps(given)},
             world=4,
             hosts=[HostSpec(name=f"host-{n}", slots=2, spares=spares) for n in range(2)],
-            watch=Watch(**{"action": "act", **watch}),
+            watch=Watch(**{"action": "act", "kernel_log": "off", "selftest": "off", **watch}),
             injected=[
                 Injected(f["kind"], f["rank"], f["step"]) for f in faults if f["kind"] in {"kill", "freeze", "nan", "slow"}
             ],

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ninthsky.errors import UserError
-from ninthsky.guard.agent.process import claim_folder
+from ninthsky.guard.agent.owner import claim_folder
 from ninthsky.guard.agent.store import remove_folder
 from ninthsky.guard.controller.journal import Journal
 from ninthsky.guard.job import JobResult, JobSpec, run_job

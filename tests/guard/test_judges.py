@@ -235,6 +235,15 @@ def test_a_rank_on_a_silent_host_is_left_to_the_judge_of_hosts() -> None:
         assert [verdict.ranks for verdict in judge_hang(w, LIMITS)] == named
 
 
+def test_half_a_large_fleet_is_not_given_up_as_soon_as_one_host() -> None:
+    silence = {f"host-{n}": 5.0 if n < 40 else 0.1 for n in range(100)}
+    w = window(100, 1, host_silence=silence, quiet=np.full(100, 5.0))
+    assert not judge_host(w, LIMITS), "it may be this controller that was deaf"
+    gone = {host: 25.0 if seconds > 1 else 0.1 for host, seconds in silence.items()}
+    (verdict,) = judge_host(dataclasses.replace(w, host_silence=gone), LIMITS)
+    assert len(verdict.ranks) == 40
+
+
 def test_if_every_host_is_silent_the_controller_is_the_one_cut_off() -> None:
     assert not judge_host(window(host_silence={"host-0": 9.0, "host-1": 9.0}, quiet=np.full(4, 9.0)), LIMITS)
 
@@ -325,6 +334,16 @@ def test_a_burst_of_noise_blames_nobody() -> None:
     w = times(window(), {}, {})
     w.local_wall[0, -5:] *= 4
     assert not judge_slow(w, LIMITS)
+
+
+def test_of_a_calm_fleet_less_is_too_slow_when_it_lasts() -> None:
+    long = dataclasses.replace(window(8, 4), steps_seen=200)
+    (verdict,) = judge_slow(times(long, {5: 1.2}, {5: 1.2}, 0.01), LIMITS)
+    assert verdict.ranks == (5,)
+    assert not judge_slow(dataclasses.replace(times(long, {5: 1.2}, {5: 1.2}, 0.01), steps_seen=20), LIMITS), "it must last"
+    uneven = {5: 1.2, 2: 1.06, 6: 0.94}
+    assert not judge_slow(times(long, uneven, uneven, 0.01), LIMITS), "not calm"
+    assert not judge_slow(times(long, {5: 1.08}, {5: 1.08}, 0.01), LIMITS)
 
 
 def test_without_enough_steps_nobody_is_slow() -> None:

@@ -76,9 +76,10 @@ def run_guarded(
         folder=str(folder / "guard"),
         command=[sys.executable, "-m", "ninthsky.train.rank.elastic", str(path)],
         world=4,
+        worlds=[mesh.ranks for mesh in job.fewer],
         hosts=hosts or [HostSpec(name=f"host-{host}", slots=2, spares=spares) for host in range(2)],
         env={"OMP_NUM_THREADS": "1"},
-        watch=Watch(action="act", **watch),
+        watch=Watch(**{"action": "act", "kernel_log": "off", "selftest": "off", **watch}),
         injected=[
             Injected(fault.kind, fault.rank, fault.step, fault.attempt)  # type: ignore[arg-type]
             for fault in job.faults

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ninthsky.run.folder import read_lines
-from ninthsky.train.inject import Fault, Injector, struck
+from ninthsky.train.inject import Fault, Injector, flip_bit, struck
 
 
 def _injector(folder: Path, *faults: Fault, rank: int = 0) -> Injector:
@@ -96,3 +96,41 @@ def test_bad_data_are_bad_whoever_reads_them_and_told_once(tmp_path: Path) -> No
 def test_a_rate_is_raised_for_all_ranks_at_one_step(tmp_path: Path) -> None:
     injectors = [_injector(tmp_path, Fault(0, "rate", 0, 5, factor=30.0), rank=rank) for rank in (0, 1)]
     assert [[injector.rate(step) for step in (4, 5, 6)] for injector in injectors] == [[1.0, 30.0, 1.0]] * 2
+
+
+def test_a_flipped_bit_is_one_bit_of_one_element_that_is_not_zero() -> None:
+    for bit in range(32):
+        tensors = [torch.zeros(4), torch.randn(3, 5), torch.randn(2)]
+        before = [tensor.clone() for tensor in tensors]
+        flip_bit(tensors, Fault(bit, "flip_gradient", 0, 0, bit=bit))
+        changes = [(new.view(torch.int32) ^ old.view(torch.int32)) for new, old in zip(tensors, before, strict=True)]
+        (change,) = [int(word) & 0xFFFFFFFF for words in changes for word in words.flatten() if word]
+        assert change == 1 << bit
+
+
+def test_state_and_gradients_are_struck_once_where_it_was_said(tmp_path: Path) -> None:
+    injector = _injector(tmp_path, Fault(0, "flip_weight", 0, 3, bit=2), Fault(1, "flip_gradient", 0, 4, bit=2))
+    state, gradients = {"weight": torch.ones(8), "step": torch.tensor(5)}, [torch.ones(8)]
+    for step in (3, 4, 5):
+        injector.flip_state(step, 0, state)
+        injector.arm(step, 0)
+        injector.flip_gradient(gradients)
+        assert int((state["weight"] != 1).sum()) == 1 and int((gradients[0] != 1).sum()) == (step > 3)
+
+
+def test_one_kind_of_product_is_wrong_from_then_on(tmp_path: Path) -> None:
+    injector = _injector(tmp_path, Fault(0, "wrong_matmul", 0, 2, error=1e-3))
+    left, right = torch.randn(4, 5), torch.randn(5, 3)
+    right_answer, other = left @ right, torch.randn(7, 5) @ right
+    injector.turn_bad(1, 0)
+    assert (left @ right).equal(right_answer)
+    injector.turn_bad(2, 0)
+    assert injector.wrong is not None
+    try:
+        answers = [left @ right, left @ right]
+        assert (torch.ones(7, 5) @ right).equal(torch.ones(7, 5) @ right) and other.shape == (7, 3)
+    finally:
+        injector.wrong.__exit__(None, None, None)
+    for answer in answers:
+        assert answer[:, 1:].equal(right_answer[:, 1:])
+        torch.testing.assert_close(answer[:, 0], 1.001 * right_answer[:, 0])

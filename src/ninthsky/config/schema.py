@@ -119,11 +119,15 @@ class Layout(Block):
 class Injection(Block):
     """A fault that the run inflicts on itself, addressed by (step, attempt). Shown as injected on every screen."""
 
-    kind: Literal["kill", "freeze", "nan", "slow", "bad_data", "bad_card", "rate"]
+    kind: Literal[
+        "kill", "freeze", "nan", "slow", "bad_data", "bad_card", "rate", "flip_gradient", "flip_weight", "wrong_matmul"
+    ]
     rank: int = Field(0, ge=0)
     at: Share = 0.5  # where in the run, as a share of its steps
     attempt: int = Field(0, ge=0)
     factor: PositiveFloat = 3.0  # how much slower ("slow"), or what gradients ("bad_card") or the rate ("rate") are times
+    bit: int = Field(30, ge=0, le=31)  # that is flipped; 30 to 23 are an fp32's exponent
+    error: PositiveFloat = 1e-3  # of a wrong_matmul, as a share of what is right
 
 
 class Control(Block):
@@ -196,9 +200,18 @@ class Guard(Block):
     slow_steps: PositiveInt = 8
     max_redo: PositiveInt = 2
     max_evictions_per_hour: PositiveInt = 6
+    replay_every: int = Field(250, ge=0)  # steps between two replays of each rank's work on another card; 0: none
+    digest_parts: PositiveInt = 1  # of the resting state, one a step is digested
+    max_restarts_per_hour: PositiveInt = 3  # of all ranks at once
+    spare_seconds: float = Field(180.0, ge=0)  # to wait for a restarted process, before the job goes on with fewer ranks
+    smallest_share: float = Field(0.5, gt=0, le=1)  # of the ranks, with which the job may go on where cards are lost
     bind: str = "127.0.0.1"
     webhook: str = ""  # http address that is told of faults, in Alertmanager's form
     drain: Literal["advise", "slurm", "kubernetes"] = "advise"  # who is ordered to take a bad host out of use
+    exporter: str = ""  # addresses or files of vendors' exporters, separated by spaces; {host} is the host's name
+    kernel_log: str = "auto"  # /dev/kmsg where it may be read; or a file, or off
+    selftest: Literal["off", "suspected", "idle"] = "suspected"  # which cards are tested; idle: spares, and suspected ones
+    selftest_minutes: PositiveFloat = 30.0  # between two tests of a spare
 
 
 class Align(Block):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from ninthsky.guard.foreign.cli import run
+
 app = App(name="guard", help="Name the one bad card, and mend the run.")
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
@@ -75,7 +77,7 @@ def faults(run: Path, *, json_: Json = False) -> int:
 
 
 @app.command
-def agent(*, job: Path, host: str, keys: Path, controller: str, json_: Json = False) -> int:
+def agent(*, job: Path, host: str, keys: Path, controller: str, standby: str | None = None, json_: Json = False) -> int:
     """The agent of one host. Started by `n9 run` and `n9 guard job`, by Slurm or by hand.
 
     Parameters
@@ -88,17 +90,28 @@ def agent(*, job: Path, host: str, keys: Path, controller: str, json_: Json = Fa
         This host's key file (mode 600).
     controller: str
         ADDRESS:PORT of the controller.
+    standby: str
+        ADDRESS:PORT of its standby.
     json_: bool
         Taken for uniformity: the agent prints nothing but errors.
     """
     from ninthsky.guard.agent.process import main
+    from ninthsky.guard.spec import peer
 
-    address, _, port = controller.rpartition(":")
-    return main(job, host, keys, address, int(port))
+    return main(job, host, keys, peer(controller), peer(standby) if standby else None)
 
 
 @app.command
-def controller(*, job: Path, keys: Path, port: int = 0, json_: Json = False) -> int:
+def controller(
+    *,
+    job: Path,
+    keys: Path,
+    port: int = 0,
+    standby: Annotated[bool, Parameter(negative="")] = False,
+    other: str | None = None,
+    alone: Annotated[bool, Parameter(negative="")] = False,
+    json_: Json = False,
+) -> int:
     """The controller of one job. Killed and started again, it goes on from its journal.
 
     Parameters
@@ -109,26 +122,42 @@ def controller(*, job: Path, keys: Path, port: int = 0, json_: Json = False) -> 
         The controller's key file (mode 600).
     port: int
         Where to listen; 0: as before, or any free one. Written to controller.json.
+    standby: bool
+        This is the second one: it follows the first, and leads when the agents' lease to it has lapsed.
+    other: str
+        ADDRESS:PORT of the other controller.
+    alone: bool
+        You vouch that the other one is dead: one agent's word is enough to lead.
     json_: bool
         Taken for uniformity: the controller prints nothing but errors.
     """
     from ninthsky.guard.controller.process import main
+    from ninthsky.guard.spec import peer
 
-    return main(job, keys, port)
+    return main(job, keys, port, standby=standby, peer=peer(other) if other else None, alone=alone)
 
 
 @app.command
 def drill(
-    *, faults: int = 4, ranks: int = 4, seed: int = 1, scenario: Path | None = None, days: float = 0.0, json_: Json = False
+    *,
+    faults: int | None = None,
+    ranks: int | None = None,
+    seed: int = 1,
+    scenario: Path | None = None,
+    days: float = 0.0,
+    sockets: Annotated[bool, Parameter(negative="")] = False,
+    minutes: float = 20.0,
+    json_: Json = False,
 ) -> int:
-    """Faults on purpose among simulated ranks (real processes, no torch), named and repaired as you watch.
+    """Faults on purpose among simulated ranks (no torch). In a terminal, without arguments: one per key, and the live page.
 
-    From 32 ranks on, or with a scenario: a fleet in numpy on a made clock, the same controller and judges.
+    With arguments: 4 ranks in real processes, struck by chance. From 32 ranks on, or with a scenario: a fleet in numpy on a
+    made clock. With --sockets: that fleet in real time, its agents at the real controller's encrypted sockets.
 
     Parameters
     ----------
     faults: int
-        How many; kinds and ranks are drawn by chance.
+        How many; kinds and ranks are drawn by chance. 4 by default, 20 from 32 ranks on.
     ranks: int
         Ranks in all, on two simulated hosts with a spare each; an even number. From 32 on, 8 on each host.
     seed: int
@@ -136,55 +165,17 @@ def drill(
     scenario: Path
         Faults of your own, by their effects (docs/guard.md, The drill).
     days: float
-        So many simulated days without faults beside, for the bound on wrong evictions (about 1.5 s each).
+        So many simulated days without faults beside, for the bound on wrong evictions.
+    sockets: bool
+        In real time, over the real protocol.
+    minutes: float
+        With --sockets: no new fault after so long.
     json_: bool
         The sheet as one JSON line, and nothing else.
     """
-    import time
+    from ninthsky.guard.drill.command import drill as run_drill
 
-    import msgspec
-
-    from ninthsky.errors import FAILED, OK, UserError
-    from ninthsky.guard.drill import run_drill
-    from ninthsky.guard.watch import line_of
-
-    if ranks < 4 or ranks % 2 or faults < 1 or days < 0:
-        what = f"{ranks} ranks, {faults} faults, {days:g} days"
-        raise UserError("N9-CFG-012", what, "n9 guard drill", "ranks: even, 4 at least; faults: 1 at least; days: none or more")
-    if scenario is not None or ranks >= 32:
-        return _clocked_drill(faults, max(ranks, 32), seed, scenario, days, json_)
-
-    def show(event: dict[str, object]) -> None:
-        text = line_of(event)
-        if text and not json_:
-            print(text, flush=True)
-
-    begin = time.monotonic()
-    sheet = run_drill(faults, ranks // 2, seed, show)
-    if json_:
-        print(msgspec.json.encode(sheet).decode())
-    else:
-        print(f"\nsimulated ranks, {time.monotonic() - begin:.0f} s: {sheet.exact} of {sheet.faults} faults named exactly,")
-        print(f"{sheet.wrong} wrong, {sheet.committed_steps_lost} committed steps lost")
-        for cause, seconds in sheet.named_seconds.items():
-            print(f"  {cause:<10} named after {seconds:.2f} s, training again after {sheet.training_seconds[cause]:.2f} s")
-    return OK if sheet.exact == sheet.faults and not sheet.wrong else FAILED
-
-
-def _clocked_drill(faults: int, ranks: int, seed: int, path: Path | None, days: float, json_: bool) -> int:
-    import json
-
-    from ninthsky.errors import OK
-    from ninthsky.guard.drill.scenario import load
-    from ninthsky.guard.drill.sheet import as_text, mix, run_clocked
-
-    def show(text: str) -> None:
-        if not json_:
-            print(f"simulated: {text}", flush=True)
-
-    figures = run_clocked(ranks, faults, seed, load(path) if path else mix(), days, show)
-    print(json.dumps(figures) if json_ else "\n" + as_text(figures))
-    return OK
+    return run_drill(faults, ranks, seed, scenario, days, sockets, minutes, json_)
 
 
 @app.command
@@ -199,7 +190,7 @@ def diagnose(*paths: Path, playbook: Path | None = None, learned: Path | None = 
     playbook: Path
         A playbook of your own in place of the shipped one.
     learned: Path
-        Incidents that people have analysed (as for `n9 guard learn`): they speak where the rules leave doubt.
+        Incidents that people have analysed (as for `n9 guard learn`): their words count beside the shipped phrases.
     json_: bool
         One JSON line per job or incident.
     """
@@ -209,25 +200,30 @@ def diagnose(*paths: Path, playbook: Path | None = None, learned: Path | None = 
     from ninthsky.guard.passive.diagnose import diagnose as diagnosis_of
     from ninthsky.guard.passive.diagnose import incidents, is_incidents
     from ninthsky.guard.playbook.book import load, shipped
-    from ninthsky.guard.playbook.learned import Memory, read_incidents
+    from ninthsky.guard.playbook.learned import read_incidents
+    from ninthsky.guard.playbook.words import taught
 
     if not paths:
         raise UserError("N9-GRD-021", "no file or folder was named", "n9 guard diagnose", "n9 guard diagnose FOLDER")
     book = load(playbook) if playbook else shipped()
-    memory = Memory(read_incidents(learned)) if learned else None
+    words = taught((incident.text, incident.cause) for incident in read_incidents(learned)) if learned else None
     single = [path for path in paths if is_incidents(path)]
     for path in single:
-        for answer in incidents(path, book, memory):
+        for answer in incidents(path, book, words):
             best = (answer.get("causes") or [{"cause": answer.get("error", ""), "score": 0.0, "component": ""}])[0]
             text = f"{answer['id']}: {best['cause']} ({best['component']}), score {best['score']:.2f}"
             print(json.dumps(answer, ensure_ascii=False) if json_ else text)
     rest = [path for path in paths if path not in single]
     if rest:
-        found = diagnosis_of(rest, book, memory=memory)
+        found = diagnosis_of(rest, book, words=words)
         print(json.dumps(found.tree(), ensure_ascii=False) if json_ else found.evidence.render())
         for unread in [] if json_ else found.unread:
             print(f"  not read   {unread}")
     return OK
+
+
+_FOLLOW = "Follow a running job that knows nothing of us: who was killed, is frozen, holds the others up. Only looks and tells."
+app.command("ninthsky.guard.passive.live.command:watch", name="watch", help=_FOLLOW)
 
 
 @app.command
@@ -317,6 +313,26 @@ def learn(incidents: Path, *, playbook: Path | None = None, out: Path | None = N
 
 
 @app.command
+def selftest(folder: Path | None = None, *, host: tuple[str, ...] = (), link: tuple[str, ...] = (), json_: Json = False) -> int:
+    """Test this machine's card, or a running job's cards and links, at low priority beside its ranks.
+
+    Parameters
+    ----------
+    folder: Path
+        A job's folder: its agents do the tests. Without it, the card that torch sees here.
+    host: tuple[str, ...]
+        Hosts of the job; all by default.
+    link: tuple[str, ...]
+        Two hosts between which bytes are sent there and back.
+    json_: bool
+        One JSON line per test.
+    """
+    from ninthsky.guard.selftest import by_hand
+
+    return by_hand.here(json_) if folder is None else by_hand.in_job(folder, host, link, json_)
+
+
+@app.command
 def serve(
     folder: Path,
     *,
@@ -360,3 +376,6 @@ def serve(
         look_freely=anyone_may_look, json_lines=json_,
     )  # fmt: skip
     return OK
+
+
+app.command(run)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
-from ninthsky.evidence import Evidence
-from ninthsky.guard.controller.fleet import Window
+from ninthsky.evidence import Evidence, Fact
 from ninthsky.guard.judges import Verdict
+from ninthsky.guard.judges.verdict import BEHIND
 from ninthsky.guard.spec import Injected
 from ninthsky.run.folder import write_json
 
@@ -19,10 +19,25 @@ State = Literal["open", "repaired", "advised", "stopped"]
 _INJECTED_AS = {
     "exit": ("kill",),
     "frozen": ("freeze",),
-    "nonfinite": ("nan",),
+    "nonfinite": ("nan", "flip_gradient"),
+    "corrupt": ("flip_gradient", "flip_weight", "wrong_matmul", "bad_card"),
     "slow": ("slow",),
     "outlier": ("bad_card", "bad_data"),
 }
+
+
+class Places(Protocol):
+    """Where ranks are: the controller's window of the fleet, or what a watch from outside knows."""
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Of each rank."""
+
+    def place(self, rank: int) -> str:
+        """`host-1/0`: the card that holds the rank."""
 
 
 class Timeline(msgspec.Struct, omit_defaults=True):
@@ -100,7 +115,7 @@ class FaultBook:
             if fault.injected:
                 self._match(fault.cause, fault.rank, fault.step)
 
-    def open(self, verdict: Verdict, window: Window, step: int, wall: float) -> Fault:
+    def open(self, verdict: Verdict, window: Places, step: int, wall: float) -> Fault:
         """A new fault. `wall` is the time now, in Unix seconds."""
         number = f"F-{len(self.faults) + 1:04d}"
         rank = verdict.ranks[0] if verdict.ranks else None
@@ -109,6 +124,8 @@ class FaultBook:
         injected = self._match(verdict.cause, rank, step)
         where: dict[str, str | int | float] = {"generation": window.generation, "step": step}
         where |= {"host": host} if host else {}
+        where |= {"playbook": verdict.playbook} if verdict.playbook else {}
+        where |= {"hard": 1} if verdict.hard else {}
         where |= {"card": card} if card else {}
         where |= {"rank": rank} if rank is not None and verdict.cause != "host" else {}
         hosts = f"hosts {host}" if ", " in host else f"host {host}"
@@ -149,7 +166,39 @@ class FaultBook:
             facts=verdict.facts,
             ruled_out=verdict.ruled_out,
             confidence=verdict.confidence,
+            where=fault.evidence.where | ({"playbook": verdict.playbook} if verdict.playbook else {}),
         )
+        self.save(fault)
+
+    def turn_into(self, fault: Fault, verdict: Verdict, window: Places, step: int, wall: float) -> None:
+        """What was a warning has become a fault: the same number, its own beginning."""
+        rank = verdict.ranks[0]
+        fault.cause, fault.generation, fault.step, fault.rank = verdict.cause, window.generation, step, rank
+        fault.host, fault.card = window.hosts[rank], window.place(rank)
+        fault.timeline = Timeline(began=wall - verdict.onset, noticed=wall, named=wall)
+        where = {**fault.evidence.where, "generation": window.generation, "step": step, "card": fault.card, "rank": rank}
+        told = f"told as a warning before ({fault.evidence.verdict})"
+        fault.evidence = msgspec.structs.replace(
+            fault.evidence,
+            subject=f"card {fault.card} (rank {rank})",
+            where={**where, "playbook": verdict.playbook},
+            decided_by=verdict.judge,
+            remedy=told,
+        )
+        self.amend(fault, verdict)
+
+    def explain(self, fault: Fault, fact: Fact, playbook: str, title: str, *, hard: bool) -> None:
+        """A reason came after the fault was named: it is the first evidence. `hard` ones take a lesser reason's place."""
+        evidence = fault.evidence
+        where = {**evidence.where, "playbook": playbook} | ({"hard": 1} if hard else {})
+        verdict = f"{evidence.verdict.split(BEHIND)[0]}{BEHIND}{title}"
+        facts = (fact, *evidence.facts)
+        fault.evidence = msgspec.structs.replace(evidence, verdict=verdict, facts=facts, where=where)
+        self.save(fault)
+
+    def add(self, fault: Fault, fact: Fact) -> None:
+        """Evidence that was sought after the fault was named."""
+        fault.evidence = msgspec.structs.replace(fault.evidence, facts=(*fault.evidence.facts, fact))
         self.save(fault)
 
     def remedy(self, fault: Fault, text: str) -> None:
@@ -172,7 +221,7 @@ class FaultBook:
                 injected.kind in _INJECTED_AS.get(cause, ())
                 and injected.rank == rank
                 and near >= -1
-                and (near <= 2 or cause == "slow")
+                and (near <= 2 or cause in {"slow", "corrupt"})
             ):
                 self._injected.remove(injected)
                 return True

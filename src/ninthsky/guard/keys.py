@@ -1,4 +1,4 @@
-"""CURVE keys of one job: one pair for the controller and one per host, each in a file that only its owner can read.
+"""CURVE keys of one job: one pair for each controller and one per host, each in a file that only its owner can read.
 
 A participant's file holds its own secret and the public keys of all. Who is not in it is refused before a message is read.
 """
@@ -15,6 +15,7 @@ import zmq
 from ninthsky.errors import UserError
 
 CONTROLLER = "controller"
+STANDBY = "standby"
 
 
 class Keyring(msgspec.Struct, frozen=True):
@@ -35,9 +36,9 @@ class Keyring(msgspec.Struct, frozen=True):
         return None
 
 
-def forge(folder: Path, hosts: list[str]) -> dict[str, Path]:
-    """New keys for controller and hosts. Returns the file of each; existing ones are replaced."""
-    pairs = {name: zmq.curve_keypair() for name in (CONTROLLER, *hosts)}
+def forge(folder: Path, hosts: list[str], *, standby: bool = False) -> dict[str, Path]:
+    """New keys for controller, standby and hosts. Returns the file of each; existing ones are replaced."""
+    pairs = {name: zmq.curve_keypair() for name in (CONTROLLER, *([STANDBY] if standby else []), *hosts)}
     public = {name: pair[0].decode() for name, pair in pairs.items()}
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     paths = {}

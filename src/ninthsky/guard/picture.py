@@ -118,10 +118,8 @@ class Painter:
             calls_lost=lost,
         )
         self._steps.clear()
-        draft = self._path.with_name(f".{FILE}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            draft.write_bytes(msgspec.json.encode(head) + b"\n" + self.cards().tobytes())
-            draft.replace(self._path)
+            write_picture(self._path, head, self.cards())
 
     def cards(self) -> NDArray[np.uint8]:
         """One Card per slot."""
@@ -188,6 +186,13 @@ def _place(card: str, host: str) -> list[tuple[str, int | None]]:
         name, slot = card.split("/")
         return [(name, int(slot))]
     return [(name, None) for name in host.split(", ")] if host else []
+
+
+def write_picture(path: Path, head: Head, cards: NDArray[np.uint8]) -> None:
+    """Whole or not at all. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(msgspec.json.encode(head) + b"\n" + cards.tobytes())
+    draft.replace(path)
 
 
 def read_picture(path: Path) -> Picture | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ninthsky.guard.probe.messages import Assign, ToAgent, ToRank
+from ninthsky.guard.telemetry.note import Note
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True):
@@ -37,9 +38,11 @@ class Register(_Message, frozen=True):
     generation: int
     processes: list[ProcessState]
     events: int  # number of its last event
+    ended: list[Exited] = []  # the last ones, in case the controller that was told of them is gone
+    notes: list[Note] = []  # likewise
 
 
-class Seen(msgspec.Struct, frozen=True, array_like=True):
+class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One process in a report: its record (448 bytes, empty if unreadable), and what /proc and the agent know of it."""
 
     slot: int
@@ -49,10 +52,12 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     state: str  # of /proc/PID/stat: R S D T t Z X
     cpu: float  # seconds of processor time used so far
     unheld: float  # seconds that its last shard has waited for a copy on another host; 0: none waits
+    still: float = 0.0  # seconds since the agent last saw its step, phase or collectives change
 
 
 class Report(_Message, frozen=True):
-    """Sent ten times a second, on large fleets once (JobSpec.report_seconds); at once when something is unusual.
+    """Sent with each step and at rest now and then (agent/looking.py), at most every JobSpec.report_seconds; at once when
+    something is unusual.
 
     `late` is how many seconds late this agent's own clock tick was."""
 
@@ -93,7 +98,7 @@ class Exited(_Message, frozen=True):
     record: bytes = b""  # as it left it
 
 
-class ShardInfo(msgspec.Struct, frozen=True, array_like=True):
+class ShardInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A verified shard in an agent's store."""
 
     rank: int
@@ -126,6 +131,40 @@ class Refusals(_Message, frozen=True):
     counts: dict[str, int]
 
 
+class Notes(_Message, frozen=True):
+    """What this host's exporter and kernel log told: few, most of the time none. `problems`: sources that cannot be read."""
+
+    event: int
+    notes: list[Note]
+    problems: list[str] = []
+    dropped: int = 0  # notes that were too many
+
+
+class Tested(_Message, frozen=True):
+    """How a self-test ended: `passed` of `times`; 0 times where it could not be run, and `problem` says why."""
+
+    event: int
+    test: int
+    passed: int
+    times: int
+    problem: str = ""
+    figures: dict[str, float] = {}
+
+
+class LinkServing(_Message, frozen=True):
+    """The serving end of a link test listens on this port."""
+
+    event: int
+    test: int
+    port: int
+
+
+class Several(_Message, frozen=True):
+    """What ranks of one host said within JobSpec.gather_seconds, in order: 18,432 joins one by one would cost a second."""
+
+    events: list[FromRank]
+
+
 # -- controller to agent --------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +180,10 @@ class Prepare(_Message, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """One rank's place. `source` is the host that has shard (rank, resume_step); empty where there is no shard to bring."""
+    """One rank's place. `source` is the host that has shard (rank, resume_step); empty where there is no shard to bring.
+
+    `assign` comes without `hosts` and `ranks_before`: they are the same for all ranks, and the agent fills them from Form.
+    """
 
     slot: int
     pid: int
@@ -159,12 +201,17 @@ class Peer(msgspec.Struct, frozen=True):
 
 
 class Form(_Message, frozen=True):
-    """The new generation: places on this host, live hosts in ring order (each ships its copies to the next)."""
+    """The new generation: places on this host. `peers`: this host, the next in the ring (copies are shipped there), and hosts
+    that have shards for these places. `away`: ranks that are not on the host that the job gives them, and where they are;
+    `ranks_before`: as in Assign. So nothing here grows with the number of ranks."""
 
     generation: int
     resume_step: int
     places: list[Place]
     peers: list[Peer]
+    away: dict[int, str] = {}
+    ranks_before: dict[int, str] = {}
+    held: dict[int, tuple[str, str]] = {}  # (host, xxh3) of each rank's shard, where the number of ranks has changed
 
 
 class ToSlot(_Message, frozen=True):
@@ -175,12 +222,40 @@ class ToSlot(_Message, frozen=True):
     message: ToRank
 
 
+class ToAll(_Message, frozen=True):
+    """Pass a message on to every process of this host that holds a rank of the newest generation."""
+
+    message: ToRank
+
+
 class Dismiss(_Message, frozen=True):
     """A process was replaced: fence it, and end it where `kill`. Otherwise it ends when it hears that it is fenced."""
 
     slot: int
     pid: int
     kill: bool
+
+
+class SelfTest(_Message, frozen=True):
+    """Test the card of a slot, `times` times, at low priority. `after`: the process that must have ended before; until the test
+    is over no other is started in the slot. 0: beside whatever is there."""
+
+    test: int
+    slot: int
+    times: int
+    after: int = 0
+
+
+class LinkTest(_Message, frozen=True):
+    """One end of a link test between two hosts: the serving one has no port. Both know `token`, which nobody else does."""
+
+    test: int
+    token: bytes
+    address: str
+    port: int = 0
+
+    def __repr__(self) -> str:
+        return f"LinkTest({self.test}, {self.address}:{self.port})"  # a token does not belong in a log
 
 
 class KeepOut(_Message, frozen=True):
@@ -202,17 +277,67 @@ class Shutdown(_Message, frozen=True):
     reason: str
 
 
-Event = FromRank | Started | Exited | Inventory | PlaceFailed | Refusals
-ToController = Register | Report | Event
-Command = WhoAreYou | Prepare | Form | ToSlot | Dismiss | KeepOut | Refused | Shutdown
+# -- who leads (controller/lease.py) --------------------------------------------------------------------------------------
+
+
+class Claim(_Message, frozen=True):
+    """Controller to voters: grant me this term, or its next seconds. `set` numbers the sets of voters."""
+
+    term: int
+    number: int  # of this claim; the answer repeats it
+    set: int
+    voters: list[str]
+    next_set: int = 0  # a proposed one: until it counts, both have to agree to another controller; 0: none
+    next_voters: list[str] = []
+
+
+class Standing(_Message, frozen=True):
+    """Voter to controllers: what it has granted. `left` in seconds from now; `number` of the claim that this answers, or 0."""
+
+    term: int
+    holder: str
+    left: float
+    number: int
+    set: int
+    voters: list[str]
+    next_set: int = 0
+    next_voters: list[str] = []
+
+
+class Follow(_Message, frozen=True):
+    """Standby to the controller that leads, once a second: how much of its journal and events is here, in bytes."""
+
+    journal: int
+    events: int
+    faults: int = 0  # bytes of all faults here
+    anew: bool = False  # send all of it
+
+
+class Copy(_Message, frozen=True):
+    """A piece of the leader's files. Faults come whole: `offset` 0, `size` = len(text)."""
+
+    controller: str  # the leader's id, as in its controller.json: who finds it there shares its folder and needs no copy
+    name: str
+    offset: int
+    size: int  # of the whole file
+    text: bytes
+
+
+Event = FromRank | Started | Exited | Inventory | PlaceFailed | Refusals | Notes | Tested | LinkServing
+ToController = Register | Report | Event | Several
+ToLeader = ToController | Standing | Follow  # what a controller of a job with a standby hears besides
+Command = WhoAreYou | Prepare | Form | ToSlot | ToAll | Dismiss | KeepOut | SelfTest | LinkTest | Refused | Shutdown | Claim
 
 
 class Numbered(msgspec.Struct, frozen=True):
-    """A command in its envelope. `controller` changes when the controller is restarted: numbers then begin again."""
+    """A command in its envelope. `controller` changes when the controller is restarted: numbers then begin again.
+
+    `term`: of the lease under which it was given; 0 where a job has one controller only."""
 
     controller: str
     number: int  # 0: not numbered, done whenever it arrives
     command: Command
+    term: int = 0
 
 
 # -- agent to agent -------------------------------------------------------------------------------------------------------

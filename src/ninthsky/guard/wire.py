@@ -8,9 +8,8 @@ the cipher into the receiver's file, without a copy in Python.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +23,9 @@ from ninthsky.guard.keys import Keyring
 
 MAX_MESSAGE = 8 << 20  # bytes
 PIECE = 1 << 20  # bytes of a shard in one message
+HANDSHAKE_MILLISECONDS = 3_000  # who has not shown a key by then is cut off: a connection costs a descriptor
+BACKLOG = 1024  # connections that the kernel keeps for us, so that strangers do not crowd out our own
+IN_A_ROW = 64  # messages, before other work has its turn
 
 M = TypeVar("M")
 
@@ -33,9 +35,7 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20  # of glibc on 64 bits
 
 _DOMAIN = "ninthsky"
 
-_FAILED_HANDSHAKES = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
+FAILED_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -61,30 +61,58 @@ class Listener(Generic[M]):
 
     def __init__(self, context: zmq.asyncio.Context, keys: Keyring, types: Any, bind: str, port: int = 0) -> None:
         self.refused: Counter[str] = Counter()
-        self._keys = keys
+        self._names = {public: name for name, public in keys.public.items()}
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
-        self._authenticator = AsyncioAuthenticator(context)
-        self._authenticator.start()
-        self._authenticator.configure_curve_callback(_DOMAIN, credentials_provider=_Gate(keys, self.refused))
+        self.authenticator = AsyncioAuthenticator(context)
+        self.authenticator.start()
+        self.authenticator.configure_curve_callback(_DOMAIN, credentials_provider=_Gate(keys, self.refused))
         self._routes: dict[str, bytes] = {}
-        self._socket = context.socket(zmq.ROUTER)
-        _set_common(self._socket, keys)
+        # Without asyncio's own socket: of 2,304 hosts, a future for each message costs more than the message.
+        self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.ROUTER)
+        _set_common(self._socket, keys)  # callers ping, and their pings say how long to wait for the next one
         self._socket.curve_server = True
         self._socket.zap_domain = _DOMAIN.encode()
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-        self._monitor = asyncio.ensure_future(self._count_handshakes(self._socket.get_monitor_socket(_FAILED_HANDSHAKES)))
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MILLISECONDS)
+        self._socket.setsockopt(zmq.BACKLOG, BACKLOG)
+        self._monitor = asyncio.ensure_future(
+            count_handshakes(self._socket.get_monitor_socket(FAILED_HANDSHAKES), self.refused)
+        )
         self._socket.bind(f"tcp://{bind}:{port or '*'}")
         self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        self._loop = asyncio.get_running_loop()
+        self._came = asyncio.Event()
+        self._taken = 0  # messages since others had their turn
+        self._waiting: deque[list[Any]] = deque()  # messages for which a peer's queue had no room
+        self._file = int(self._socket.get(zmq.FD))
+        self._loop.add_reader(self._file, self._look)
+
+    def _look(self) -> None:
+        """0MQ's descriptor tells once of a change, and any call on the socket may take that."""
+        events: Any = self._socket.get(zmq.EVENTS)
+        if events & zmq.POLLIN:
+            self._came.set()
+        if events & zmq.POLLOUT:
+            while self._waiting and self._send_now(self._waiting[0]):
+                self._waiting.popleft()
 
     async def receive(self) -> tuple[str, M]:
         """The next message and its sender's name."""
         while True:
-            frames = await self._socket.recv_multipart(copy=False)
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                self._came.clear()
+                self._look()
+                await self._came.wait()
+                continue
+            self._taken += 1
+            if self._taken % IN_A_ROW == 0:
+                await asyncio.sleep(0)
             if len(frames) < 2:
                 self.refused["malformed"] += 1
                 continue
-            sender = self._keys.name_of(str(frames[1].get("User-Id")))
+            sender = self._names.get(str(frames[1].get("User-Id")))
             if sender is None:
                 self.refused["unknown key"] += 1
                 continue
@@ -101,20 +129,28 @@ class Listener(Generic[M]):
         route = self._routes.get(peer)
         if route is None:
             return False
-        asyncio.ensure_future(self._socket.send_multipart([route, *_frames(message)], copy=False)).add_done_callback(_forget)
+        frames = [route, *_frames(message)]
+        if self._waiting or not self._send_now(frames):
+            self._waiting.append(frames)
+        self._loop.call_soon(self._look)
         return True
 
-    async def _count_handshakes(self, monitor: Any) -> None:
-        names = {zmq.EVENT_HANDSHAKE_FAILED_AUTH: "wrong key", zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no CURVE handshake"}
-        while True:
-            event = parse_monitor_message(await monitor.recv_multipart())
-            self.refused[names.get(zmq.Event(event["event"]), "handshake broken off")] += 1
+    def _send_now(self, frames: list[Any]) -> bool:
+        """False where there is no room for it yet."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError:
+            pass  # a route that went away: the peer comes back under a new one, and commands are repeated until acknowledged
+        return True
 
     def close(self) -> None:
         self._monitor.cancel()
+        self._loop.remove_reader(self._file)
         self._socket.disable_monitor()
         self._socket.close(linger=200)
-        self._authenticator.stop()
+        self.authenticator.stop()
 
 
 class Caller(Generic[M]):
@@ -126,6 +162,10 @@ class Caller(Generic[M]):
         self._socket = context.socket(zmq.DEALER)
         _set_common(self._socket, keys)
         self._socket.curve_serverkey = keys.public[server].encode()
+        # A peer whose packets are dropped is noticed within three seconds, and a new connection is tried.
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1_000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3_000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TTL, 3_000)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
@@ -152,6 +192,14 @@ class Caller(Generic[M]):
 
     def close(self) -> None:
         self._socket.close(linger=0)
+
+
+async def count_handshakes(monitor: Any, refused: Counter[str], prefix: str = "") -> None:
+    """Counts who was turned away before it said anything, until cancelled."""
+    names = {zmq.EVENT_HANDSHAKE_FAILED_AUTH: "wrong key", zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "no such handshake"}
+    while True:
+        event = parse_monitor_message(await monitor.recv_multipart())
+        refused[prefix + names.get(zmq.Event(event["event"]), "handshake broken off")] += 1
 
 
 def keep_memory() -> None:
@@ -181,19 +229,7 @@ def _message(decoder: msgspec.msgpack.Decoder[M], frames: Sequence[Any]) -> M:
     return msgspec.structs.replace(message, data=frames[1].buffer) if expected == 2 else message  # type: ignore[type-var]
 
 
-def _set_common(socket: zmq.asyncio.Socket, keys: Keyring) -> None:
+def _set_common(socket: zmq.Socket[Any], keys: Keyring) -> None:
     socket.curve_publickey = keys.public[keys.name].encode()
     socket.curve_secretkey = keys.secret.encode()
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-    # A peer whose packets are dropped is noticed within three seconds, and a new connection is tried.
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 1_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3_000)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, 3_000)
-
-
-def _forget(future: asyncio.Future[Any]) -> None:
-    # A route that went away: the peer comes back under a new one, and commands are repeated until acknowledged.
-    with contextlib.suppress(asyncio.CancelledError):
-        error = future.exception()
-        if error is not None and not isinstance(error, zmq.ZMQError):
-            raise error

@@ -14,8 +14,11 @@ CAUSES = {
     "freeze": ("frozen", "hang"),
     "nan": ("nonfinite",),
     "slow": ("slow",),
-    "bad_card": ("outlier",),
+    "bad_card": ("outlier", "corrupt"),
     "bad_data": ("outlier",),
+    "flip_gradient": ("corrupt", "nonfinite"),
+    "flip_weight": ("corrupt",),
+    "wrong_matmul": ("corrupt",),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from ninthsky.run import StageContext
 from ninthsky.run.folder import read_json, read_lines
 from ninthsky.run.progress import Progress
 from ninthsky.train.control.limits import Limits
+from ninthsky.train.cut.fewer import fewer
 from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.cut.schedule import Schedule
 from ninthsky.train.inject import Fault, struck
@@ -83,6 +85,9 @@ def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
         shape=shape,
         recipe=recipe,
         mesh=mesh,
+        fewer=fewer(
+            mesh, shape, train.sequence, train.batch, train.micro_batches, math.ceil(settings.guard.smallest_share * mesh.ranks)
+        ),
         tokens=str(folder.resolve()),
         folder=str(ctx.out.resolve()),
         steps=int(fixed["steps"]) if fixed else 1,
@@ -96,6 +101,8 @@ def plan_job(ctx: StageContext, fixed: dict[str, Any] | None) -> TrainJob:
         validate_every=train.validate_every or 0,
         validation=train.validation,
         replicate_every=train.replicate_every,
+        replay_every=settings.guard.replay_every,
+        digest_parts=settings.guard.digest_parts,
         events=str(ctx.folder.events_path.resolve()),
     )
 
@@ -132,6 +139,8 @@ def place_faults(settings: Settings, steps: int) -> list[Fault]:
             step=min(max(round(given.at * steps), 1), max(steps - 3, 1)),
             attempt=given.attempt,
             factor=given.factor,
+            bit=given.bit,
+            error=given.error,
         )
         for number, given in enumerate(settings.train.inject)
     ]
@@ -156,6 +165,7 @@ def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobRes
         folder=str((starts / f"start-{number}").resolve()),
         command=[sys.executable, "-m", "ninthsky.train.rank.elastic", str(path.resolve())],
         world=job.mesh.ranks,
+        worlds=[mesh.ranks for mesh in job.fewer],
         hosts=hosts,
         env={"OMP_NUM_THREADS": "1"},
         watch=Watch.of(settings.guard),
@@ -249,5 +259,8 @@ class _Shown:
                 f"{event['committed_steps_lost']} committed steps lost",
                 "green",
             )
+        elif event["kind"] in {"job.shrunk", "job.grown"}:
+            verb = event["kind"].partition(".")[2]
+            self._ctx.say(f"{verb} from {event['before']} to {event['ranks']} ranks: {event['reason']}", "yellow")
         elif event["kind"] == "fault.advised":
             self._ctx.say(f'{event["fault"]} advice only, [guard] action = "advise": {event["remedy"]}', "yellow")

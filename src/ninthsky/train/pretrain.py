@@ -45,8 +45,10 @@ def run(ctx: StageContext) -> None:
             "N9-TRN-005", f"ranks ended with different weights: {sorted(digests)}", str(ctx.out), "keep the run folder"
         )
     (digest,) = digests
+    history = read_history(ctx.out / "history.jsonl")
+    ranks = sorted({line.get("ranks", job.mesh.ranks) for line in history} | {job.mesh.ranks}, reverse=True)
     with ctx.open("result.json") as file:
-        file.write(json.dumps({"digest": digest, "steps": job.steps}, sort_keys=True).encode())
+        file.write(json.dumps({"digest": digest, "steps": job.steps, "ranks": ranks}, sort_keys=True).encode())
     for path in sorted((ctx.out / "export").iterdir()):
         ctx.adopt(f"export/{path.name}")
     problem = result.results[0]["no_checkpoint"]
@@ -58,7 +60,8 @@ def run(ctx: StageContext) -> None:
         for path in sorted((ctx.out / "checkpoint" / f"step-{job.steps}").iterdir()):
             ctx.adopt(f"checkpoint/step-{job.steps}/{path.name}", volatile=True)
     ctx.adopt("history.jsonl", volatile=True)
-    history = read_history(ctx.out / "history.jsonl")
+    if len(ranks) > 1:
+        ctx.limit(f"Cards were lost: steps were done by {', '.join(map(str, ranks))} ranks, which add up in another order.")
     ledger = accounts(ctx.out)
     for account in ledger:
         ctx.adopt(f"faults/{account.id}.json", volatile=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import zmq
 import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
 
 from ninthsky.guard.agent.bulk import BulkListener, BulkSender, new_session
 from ninthsky.guard.protocol import Put, Session
@@ -19,11 +20,14 @@ PUT = Put(1, 0, 7, 5, "x", 0, memoryview(b"state"))
 def with_listener(work: Callable[[zmq.asyncio.Context, BulkListener[Put], Counter[str]], Awaitable[None]]) -> None:
     async def run() -> None:
         context, refused = zmq.asyncio.Context(), Counter[str]()
-        listener: BulkListener[Put] = BulkListener(context, Put, "127.0.0.1", refused)
+        authenticator = AsyncioAuthenticator(context)
+        authenticator.start()
+        listener: BulkListener[Put] = BulkListener(context, Put, "127.0.0.1", refused, authenticator)
         try:
             await asyncio.wait_for(work(context, listener, refused), 20)
         finally:
             listener.close()
+            authenticator.stop()
             context.destroy(linger=0)
 
     asyncio.run(run())
@@ -52,7 +56,8 @@ def test_nothing_else_opens() -> None:
         listener.admit("a", id, key)
         recorded: list[Any] = []
         end = sender(context, listener, id, key)
-        plain = context.socket(zmq.PUSH)
+        plain = context.socket(zmq.PUSH)  # of one who has overheard the token
+        plain.plain_username, plain.plain_password = end._socket.plain_username, end._socket.plain_password
         plain.connect(f"tcp://127.0.0.1:{listener.port}")
         send = end._socket.send_multipart
 
@@ -76,15 +81,20 @@ def test_nothing_else_opens() -> None:
         ):
             await plain.send_multipart(wrong)
         stranger = sender(context, listener, id, new_session()[1])  # the right name, another key
-        stranger._number = 10
-        await stranger.send(PUT)
+        sending = asyncio.ensure_future(stranger.send(PUT))
+        keyless = context.socket(zmq.PUSH)
+        keyless.connect(f"tcp://127.0.0.1:{listener.port}")
         receiving = asyncio.ensure_future(listener.receive())
-        while sum(refused.values()) < 7:
+        while sum(refused.values()) < 6 or not (refused["bulk: wrong key"] and refused["bulk: no such handshake"]):
             await asyncio.sleep(0.01)
-        assert refused == {"bulk replayed": 1, "bulk does not open": 4, "unknown session": 1, "malformed bulk": 1}
+        opened = {reason: count for reason, count in refused.items() if not reason.startswith("bulk: ")}
+        assert opened == {"bulk replayed": 1, "bulk does not open": 3, "unknown session": 1, "malformed bulk": 1}
+        assert not sending.done(), "a stranger's frame does not leave its host"
+        sending.cancel()
         await end.send(PUT)  # and none of it disturbed the session
         assert await receiving == ("a", PUT)
         plain.close(linger=0)
+        keyless.close(linger=0)
 
     with_listener(work)
 
@@ -98,12 +108,13 @@ def test_a_session_is_its_senders_and_ends_with_the_next() -> None:
         )
         assert listener.admit("a", other, another)
         old, new = sender(context, listener, id, key), sender(context, listener, other, another)
-        await old.send(PUT)
+        late = asyncio.ensure_future(old.send(PUT))
         await new.send(PUT)
         assert await listener.receive() == ("a", PUT)
         while not refused:
-            await asyncio.wait({asyncio.ensure_future(listener.receive())}, timeout=0.05)
-        assert refused == {"unknown session": 1}
+            await asyncio.sleep(0.01)
+        assert set(refused) == {"bulk: wrong key"} and not late.done()
+        late.cancel()
 
     with_listener(work)
 

@@ -14,7 +14,7 @@ from ninthsky.guard import protocol as p
 from ninthsky.guard.agent.process import Agent
 from ninthsky.guard.agent.spawner import Process
 from ninthsky.guard.agent.store import shard_name
-from ninthsky.guard.keys import forge
+from ninthsky.guard.keys import CONTROLLER, forge
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.spec import HostSpec, JobSpec
 
@@ -26,7 +26,7 @@ def with_agent(tmp_path: Path, work: Callable[[Agent, list[tuple[int, Any]], lis
         command = [sys.executable, "-c", "import time; time.sleep(99)"]
         folder, hosts = str(tmp_path / "job"), [HostSpec(name="a", slots=2)]
         spec = JobSpec(run_id="agent-test", folder=folder, command=command, world=2, hosts=hosts, memory=str(tmp_path))
-        agent = Agent(spec, "a", forge(tmp_path / "keys", ["a"])["a"], "127.0.0.1", 9)
+        agent = Agent(spec, "a", forge(tmp_path / "keys", ["a"])["a"], {CONTROLLER: ("127.0.0.1", 9)})
         to_ranks: list[tuple[int, Any]] = []
         to_controller: list[Any] = []
 

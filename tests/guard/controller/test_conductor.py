@@ -23,12 +23,17 @@ class Cluster:
     """Two hosts with two ranks and a spare each. Agents answer at once, unless their host is in `mute`."""
 
     def __init__(
-        self, folder: Path, watch: Watch | None = None, injected: list[Injected] | None = None, spares: int = 1
+        self,
+        folder: Path,
+        watch: Watch | None = None,
+        injected: list[Injected] | None = None,
+        spares: int = 1,
+        worlds: list[int] | None = None,
     ) -> None:
         self.folder, self.now = folder, 1_000.0
         self.spec = JobSpec(
             run_id="made", folder=str(folder), command=["x"], world=4, injected=injected or [],
-            watch=watch or Watch(action="act"),
+            watch=watch or Watch(action="act"), worlds=worlds or [],
             hosts=[HostSpec(name=name, slots=2, spares=spares) for name in ("a", "b")],
         )  # fmt: skip
         self.pids = itertools.count(100)
@@ -138,7 +143,8 @@ class Cluster:
         for proc in self.state.roster.places:
             generation, rank, _, phase = self.records[proc.pid]
             self.records[proc.pid] = (generation, rank, step + 1, phase)
-        shards = [p.ShardInfo(rank, at, 1, f"{rank}-{at}") for rank in range(4) for at in (step - 1, step) if at >= 0]
+        ranks = range(len(self.state.roster.places))
+        shards = [p.ShardInfo(rank, at, 1, f"{rank}-{at}") for rank in ranks for at in (step - 1, step) if at >= 0]
         self.shards = {"a": shards, "b": shards}
         proc = self.state.roster.places[0]
         self.say(proc.host, proc.slot, m.Committed(self.state.generation, step - 1))

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ninthsky.guard.controller.ladder import History, climb, climb_nonfinite
-from ninthsky.guard.controller.placement import Card, newest_whole_step, place, sources
+from ninthsky.guard.controller.ladder import History, Means, climb, climb_nonfinite
+from ninthsky.guard.controller.placement import Card, choose_resume_step, place, sources
+from ninthsky.guard.controller.worlds import Worlds
 from ninthsky.guard.judges import Verdict
 from ninthsky.guard.protocol import ShardInfo
 from ninthsky.guard.spec import Watch
@@ -49,8 +50,8 @@ def shards(*pairs: tuple[int, int]) -> list[ShardInfo]:
 
 def test_the_newest_step_that_is_whole_across_hosts() -> None:
     inventories = {"a": shards((0, 5), (0, 6), (1, 5), (1, 6)), "b": shards((2, 4), (2, 5), (3, 5), (3, 6))}
-    assert newest_whole_step(inventories, 4) == 5
-    assert newest_whole_step({"a": shards((0, 5))}, 2) == -1
+    assert choose_resume_step(inventories, Worlds([(-1, 4)])) == 5
+    assert choose_resume_step({"a": shards((0, 5))}, Worlds([(-1, 2)])) == -1
     assert sources(inventories, 5, ["a", "a", "b", "a"])[3] == ("b", "3-5")
     both = {"a": shards((0, 5)), "b": shards((0, 5))}
     assert sources(both, 5, ["b"])[0] == ("b", "0-5"), "a rank's own host is the nearest"
@@ -59,30 +60,31 @@ def test_the_newest_step_that_is_whole_across_hosts() -> None:
 
 WATCH = Watch(action="act", max_evictions_per_hour=2)
 EXIT = Verdict("exit", (1,), "", ())
+FULL, BARE = Means(4, 4, 1), Means(4, 4, 0)
 
 
 def test_the_ladder_stops_at_its_limits() -> None:
-    assert climb(EXIT, History(), WATCH, 5, 0.0, -9, 1).rung == "regroup"
-    assert climb(EXIT, History(evictions=[9_000.0, 9_100.0]), WATCH, 5, 9_200.0, -9, 1).rung == "stop"
-    assert climb(EXIT, History(evictions=[1_000.0, 1_100.0]), WATCH, 5, 9_200.0, -9, 1).rung == "regroup", "an hour ago"
-    assert climb(Verdict("unknown", (), "", ()), History(), WATCH, 5, 0.0, 0, 1).rung == "rebuild"
-    assert climb(Verdict("unknown", (), "", ()), History(rebuilds=3), WATCH, 5, 0.0, 0, 1).rung == "stop"
-    assert climb(Verdict("mismatch", (), "", ()), History(), WATCH, 5, 0.0, 0, 1).rung == "stop"
+    assert climb(EXIT, History(), WATCH, 5, 0.0, -9, FULL).rung == "regroup"
+    assert climb(EXIT, History(evictions=[9_000.0, 9_100.0]), WATCH, 5, 9_200.0, -9, FULL).rung == "stop"
+    assert climb(EXIT, History(evictions=[1_000.0, 1_100.0]), WATCH, 5, 9_200.0, -9, FULL).rung == "regroup", "an hour ago"
+    assert climb(Verdict("unknown", (), "", ()), History(), WATCH, 5, 0.0, 0, FULL).rung == "rebuild"
+    assert climb(Verdict("unknown", (), "", ()), History(rebuilds=3), WATCH, 5, 0.0, 0, FULL).rung == "stop"
+    assert climb(Verdict("mismatch", (), "", ()), History(), WATCH, 5, 0.0, 0, FULL).rung == "stop"
 
 
 def test_an_error_of_the_program_gets_one_more_card_not_two() -> None:
     history = History()
-    assert climb(EXIT, history, WATCH, 5, 0.0, 1, 1).rung == "regroup"
+    assert climb(EXIT, history, WATCH, 5, 0.0, 1, FULL).rung == "regroup"
     history.program_errors[5] += 1
-    assert climb(EXIT, history, WATCH, 5, 0.0, 1, 1).rung == "stop"
-    assert climb(EXIT, history, WATCH, 6, 0.0, 1, 1).rung == "regroup", "another step is another story"
-    assert climb(EXIT, history, WATCH, 5, 0.0, 3, 1).rung == "regroup", "a fenced rank is no error of the program"
+    assert climb(EXIT, history, WATCH, 5, 0.0, 1, FULL).rung == "stop"
+    assert climb(EXIT, history, WATCH, 6, 0.0, 1, FULL).rung == "regroup", "another step is another story"
+    assert climb(EXIT, history, WATCH, 5, 0.0, 3, FULL).rung == "regroup", "a fenced rank is no error of the program"
 
 
 def test_a_slow_card_is_borne_while_no_spare_is_ready() -> None:
     slow = Verdict("slow", (1,), "", ())
-    assert climb(slow, History(), WATCH, 5, 0.0, 0, 0).rung == "bear"
-    assert climb(slow, History(), WATCH, 5, 0.0, 0, 1).rung == "regroup"
+    assert climb(slow, History(), WATCH, 5, 0.0, 0, BARE).rung == "bear"
+    assert climb(slow, History(), WATCH, 5, 0.0, 0, FULL).rung == "regroup"
 
 
 def test_bad_gradients_climb_rung_by_rung() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from ninthsky.errors import UserError
 from ninthsky.guard.playbook.book import RUNGS, UNKNOWN, load, location, parse, shipped
-from ninthsky.guard.playbook.learned import Incident, Memory, consult, drafts, read_incidents
+from ninthsky.guard.playbook.learned import Incident, consult, drafts, read_incidents
 from ninthsky.guard.playbook.match import match
+from ninthsky.guard.playbook.words import Words, phrases, taught
 
 DATA = Path(os.environ.get("NINTHSKY_DATA", Path(__file__).parents[4] / "shared" / "data")) / "guard"
 
@@ -99,12 +100,50 @@ def test_incidents_that_cannot_be_read_are_one_error(tmp_path: Path) -> None:
             read_incidents(path)
 
 
-def test_memory_speaks_only_where_the_rules_leave_doubt() -> None:
-    memory = Memory([incident(1, "quux frobnicator stalled at the gate", "switch"), incident(2, "loss is fine", "nan_loss")])
-    assert consult("the quux frobnicator stalled", shipped(), memory)[0].cause == "switch"
-    assert consult("No space left on device", shipped(), memory)[0].cause == "disk_full"
-    assert consult("something else altogether", shipped(), memory)[0].cause == UNKNOWN
-    assert sum(finding.score for finding in consult("quux frobnicator", shipped(), memory)) == pytest.approx(1.0)
+# As a person would put it; no pattern and no phrase has these sentences.
+TOLD = {
+    "root partition of the node has 0 bytes left": "disk_full",
+    "since the fan of card 5 died it clocks down, 97 degrees": "thermal",
+    "the pod cannot see any accelerator, its runtime was never installed": "container_config",
+    "a second launch on this machine took the same rendezvous port": "port_conflict",
+}
+
+
+@pytest.mark.parametrize("text", TOLD)
+def test_words_are_read_where_no_pattern_fits(text: str) -> None:
+    assert consult(text, shipped())[0].cause == TOLD[text]
+
+
+@pytest.mark.parametrize("text", ["", "step 17 loss 2.31", "NCCL INFO Channel 03/0 : 1[1] -> 0[0] via P2P/CUMEM", "zzz qqq"])
+def test_what_tells_of_nothing_stays_unknown(text: str) -> None:
+    found = consult(text, shipped())
+    assert found[0].cause == UNKNOWN
+    assert sum(finding.score for finding in found) == pytest.approx(1.0)
+
+
+def test_phrases_are_of_known_causes_and_of_every_one() -> None:
+    told = phrases()
+    assert {cause for _, cause in told} == {*shipped().causes, UNKNOWN}
+    assert len({phrase for phrase, _ in told}) == len(told)
+
+
+def test_analysed_incidents_teach_words() -> None:
+    words = taught([("quux frobnicator stalled at the gate", "switch"), ("loss is fine", "nan_loss")])
+    assert consult("the quux frobnicator stalled", shipped(), words)[0].cause == "switch"
+    assert consult("No space left on device", shipped(), words)[0].cause == "disk_full"
+    assert consult("gibberish altogether", shipped(), words)[0].cause == UNKNOWN
+    assert "quux" in words.telling("the quux frobnicator stalled", "switch")
+    assert Words([("a b", "switch")]).seen("a c 12") == 0.5
+
+
+def test_a_list_of_possible_causes_is_evidence_of_none() -> None:
+    said = "EI0002: the Notify register times out. Possible Cause: 1. packet loss 2. inconsistent samples Solution: 1. check"
+    assert "packet loss" not in shipped().without_advice(said)
+    assert match(said, shipped())[0].cause == "rank_stall_host"
+
+
+def test_an_xid_is_never_read_from_the_address() -> None:
+    assert match("NVRM: Xid (PCI:0000:48:00): 119, pid=1, Timeout waiting for RPC", shipped())[0].cause == "driver"
 
 
 def test_unexplained_incidents_that_are_alike_become_a_draft() -> None:

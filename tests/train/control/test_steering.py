@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,10 @@ def test_records_are_kept_once_and_answered(tmp_path: Path) -> None:
 
 def test_a_state_that_was_given_up_is_never_gone_back_to() -> None:
     assert not Program(undone=[Undone(10, 20)]).abandoned(10) and Program(undone=[Undone(10, 20)]).abandoned(20)
+
+
+def test_into_how_many_parts_a_batch_is_cut_is_not_for_control_to_say() -> None:
+    """With fewer ranks there are more of them than the run's own recipe has."""
+    trainer = Trainer(model(), next_token_loss, replace(RECIPE, micro_batches=3, lr=1.0), STEPS)
+    Control(Limits(mode="off"), RECIPE).begin(trainer)
+    assert (trainer.recipe.micro_batches, trainer.recipe.lr) == (3, RECIPE.lr)

@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from ninthsky.guard.job import HostSpec, JobResult
 from ninthsky.model.files import load
 from ninthsky.run.folder import read_lines
@@ -155,6 +157,27 @@ def test_a_damaged_replica_is_replaced_by_its_copy_then_by_the_older_then_by_the
     costs = [(fault.cause, fault.steps_redone, fault.committed_steps_lost) for fault in result.faults]
     assert costs == [("exit", 18, 10), ("exit", 8, 0)]
     assert result.results[0]["digest"] == twin.digest
+
+
+def test_without_a_card_left_three_of_four_ranks_go_on(tmp_path: Path, tokens: Path, twin: Ran) -> None:
+    """Their state comes from all four ranks' copies, cut anew, and they read the same batches."""
+    fewer = [Mesh(dp_shard=3), Mesh(dp_shard=2, ep=2)]
+    job = make_job(tokens, tmp_path / "fewer", STEPS, [Fault(0, "kill", 2, 40)], fewer=fewer)
+    events: list[dict[str, Any]] = []
+    result = run_guarded(job, events.append, spares=0, spare_seconds=0.0, slow_ratio=20.0)
+    (fault,) = result.faults
+    assert (fault.cause, fault.rank, fault.state, fault.committed_steps_lost) == ("exit", 2, "repaired", 0)
+    assert "shrunk from 4 to 3 ranks" in fault.evidence.remedy
+    resumed = [(event["resume_step"], event["disk"]) for event in events if event["kind"] == "joined"]
+    assert resumed == [(-1, False), (39, False)]
+    assert len(result.results) == 3
+    ours, theirs = (read_history(ran / "history.jsonl") for ran in (tmp_path / "fewer", twin.folder))
+    assert [line["step"] for line in ours] == list(range(STEPS))
+    assert [line["tokens"] for line in ours] == [line["tokens"] for line in theirs], "every batch whole"
+    assert ours[39]["loss"] == theirs[39]["loss"] and abs(ours[-1]["loss"] - theirs[-1]["loss"]) < 1e-5
+    wanted = load(twin.folder / "export").state_dict()
+    for name, tensor in load(tmp_path / "fewer" / "export").state_dict().items():
+        assert torch.allclose(tensor, wanted[name], rtol=1e-5, atol=1e-5), name  # sums in another order
 
 
 def test_a_slow_rank_is_named_and_replaced(tmp_path: Path, tokens: Path, twin: Ran) -> None:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
@@ -137,3 +138,23 @@ def test_a_damaged_one_is_told_when_the_run_is_taken_up_again(tmp_path: Path) ->
     assert fresh.step == 1
     (record,) = records(tmp_path / "checkpoint")
     assert (record.id, record.verdict, record.remedy) == ("CKPT-2-refused", "refused", "went on from step 1")
+
+
+def test_what_was_saved_after_the_last_state_that_is_trusted_is_set_aside(tmp_path: Path) -> None:
+    saves, trainer, _, _ = joined(tmp_path)
+    for _ in range(2):
+        one_step(trainer)
+        saves.begin()
+        saves.settle()
+    folder = tmp_path / "checkpoint"
+    assert [path.name for path in checkpoint.checkpoints(folder)] == ["step-2", "step-1"]
+    again, fresh, _, _ = joined(tmp_path)
+    again.restore(msgspec.structs.replace(ASSIGN, verified=0), fresh)
+    assert fresh.step == 1, "one step is finished, the one that is verified"
+    assert [path.name for path in checkpoint.checkpoints(folder)] == ["step-1"]
+    assert (folder / "distrusted-step-2" / "seal.json").exists(), "kept for people"
+    told = [line["step"] for line in read_lines(tmp_path / "events.jsonl") if line["kind"] == "checkpoint.set_aside"]
+    assert told == ["step-2"]
+    last, fresh, _, _ = joined(tmp_path)
+    last.restore(msgspec.structs.replace(ASSIGN, verified=-1), fresh)
+    assert fresh.step == 0 and not checkpoint.checkpoints(folder), "nothing is trusted: from the start"

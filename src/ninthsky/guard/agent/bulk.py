@@ -6,12 +6,17 @@ of two agents hands over a fresh random key, once, and what is sealed under it g
 
     8 bytes of the session's id, 8 bytes of a counter | header (msgpack, authenticated) | data (encrypted) and tag
 
+Who connects shows a token derived from the session's key (0MQ's PLAIN), so that a stranger gets no frame in at all; one who has
+overheard the token gets no further than the seal.
+
 The counter is the nonce: a key seals each value once, and a receiver takes only larger ones, so that nothing recorded can be
 played again. What does not open under a known session's key is dropped and counted; no part of it is looked at before.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hmac
 import os
 import struct
 from collections import Counter
@@ -22,11 +27,13 @@ import zmq
 import zmq.asyncio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from zmq.auth.asyncio import AsyncioAuthenticator
 
-from ninthsky.guard.wire import MAX_MESSAGE
+from ninthsky.guard.wire import BACKLOG, FAILED_HANDSHAKES, HANDSHAKE_MILLISECONDS, MAX_MESSAGE, count_handshakes
 
 KEY_BITS = 256
 ID_BYTES = 8
+_DOMAIN = "bulk"
 _NUMBER = struct.Struct(">Q")
 _HWM = 16  # messages on their way
 _BUFFER = 4 << 20  # bytes of the kernel's: fewer turns for each piece
@@ -48,6 +55,7 @@ class BulkSender:
         self._socket = context.socket(zmq.PUSH)
         for option, value in ((zmq.IMMEDIATE, 1), (zmq.SNDHWM, _HWM), (zmq.RECONNECT_IVL, 100), (zmq.RECONNECT_IVL_MAX, 1_000)):
             self._socket.setsockopt(option, value)
+        self._socket.plain_username, self._socket.plain_password = id.hex().encode(), _token(key).encode()
         _set_common(self._socket)
         self._socket.connect(f"tcp://{address}:{port}")
 
@@ -63,15 +71,24 @@ class BulkSender:
 
 
 class BulkListener(Generic[M]):
-    """The receiving end of all sessions."""
+    """The receiving end of all sessions. `authenticator`: the context's."""
 
-    def __init__(self, context: zmq.asyncio.Context, types: Any, bind: str, refused: Counter[str]) -> None:
+    def __init__(
+        self, context: zmq.asyncio.Context, types: Any, bind: str, refused: Counter[str], authenticator: AsyncioAuthenticator
+    ) -> None:
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
         self._refused = refused
+        self._authenticator = authenticator
         self._sessions: dict[bytes, _Session] = {}
         self._socket = context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.RCVHWM, _HWM)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MILLISECONDS)
+        self._socket.setsockopt(zmq.BACKLOG, BACKLOG)
+        self._socket.plain_server = True
+        self._socket.zap_domain = _DOMAIN.encode()
+        monitor = self._socket.get_monitor_socket(FAILED_HANDSHAKES)
+        self._monitor = asyncio.ensure_future(count_handshakes(monitor, refused, "bulk: "))
         _set_common(self._socket)
         self._socket.bind(f"tcp://{bind}:*")
         self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
@@ -83,13 +100,18 @@ class BulkListener(Generic[M]):
             return False
         if taken is None:
             self._sessions = {known: session for known, session in self._sessions.items() if session.sender != sender}
-            self._sessions[id] = _Session(sender, AESGCM(key))
+            self._sessions[id] = _Session(sender, AESGCM(key), _token(key))
+            tokens = {known.hex(): session.token for known, session in self._sessions.items()}
+            self._authenticator.configure_plain(_DOMAIN, tokens)
         return True
 
     async def receive(self) -> tuple[str, M]:
         """The next message that opens, and whose it is."""
         while True:
-            frames = await self._socket.recv_multipart(copy=False)
+            try:
+                frames = await self._socket.recv_multipart(copy=False)
+            except zmq.Again:
+                continue  # told to be readable, and its sender was gone before it was read
             opened = self._open([frame.buffer for frame in frames])
             if opened is not None:
                 return opened
@@ -114,12 +136,18 @@ class BulkListener(Generic[M]):
         return session.sender, msgspec.structs.replace(message, data=memoryview(data))  # type: ignore[type-var]
 
     def close(self) -> None:
+        self._monitor.cancel()
+        self._socket.disable_monitor()
         self._socket.close(linger=0)
 
 
 class _Session:
-    def __init__(self, sender: str, cipher: AESGCM) -> None:
-        self.sender, self.cipher, self.newest = sender, cipher, 0
+    def __init__(self, sender: str, cipher: AESGCM, token: str) -> None:
+        self.sender, self.cipher, self.token, self.newest = sender, cipher, token, 0
+
+
+def _token(key: bytes) -> str:
+    return hmac.digest(key, b"connect", "sha256").hex()
 
 
 def _nonce(number: int) -> bytes:

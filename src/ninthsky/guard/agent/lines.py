@@ -44,11 +44,18 @@ class Lines:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         process: Process | None = None
+        pid, _, _ = _CREDENTIALS.unpack(
+            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        if not any(descends_from(pid, known.pid) for known in self._spawner.processes.values()):
+            self.refused["unknown process"] += 1
+            writer.close()
+            return
         try:
             while (body := await self._body(reader)) is not None:
                 message = decode_to_agent(body)
                 if process is None:
-                    process = self._introduce(message, writer)
+                    process = self._introduce(message, pid, writer)
                     if process is None:
                         return
                 self._on_message(process, message)
@@ -73,10 +80,7 @@ class Lines:
         except asyncio.IncompleteReadError:
             return None
 
-    def _introduce(self, message: ToAgent, writer: asyncio.StreamWriter) -> Process | None:
-        pid, _, _ = _CREDENTIALS.unpack(
-            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+    def _introduce(self, message: ToAgent, pid: int, writer: asyncio.StreamWriter) -> Process | None:
         process = self._spawner.processes.get(message.slot) if isinstance(message, Hello) else None
         if process is None or not descends_from(pid, process.pid):
             self.refused["unknown process"] += 1

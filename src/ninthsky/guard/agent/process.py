@@ -10,49 +10,42 @@ import asyncio
 import os
 import resource
 import signal
-import struct
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import zmq.asyncio
 
-from ninthsky.errors import FAILED, OK, PARTIAL, UserError
+from ninthsky.errors import FAILED, OK, PARTIAL
 from ninthsky.guard import protocol as p
+from ninthsky.guard.agent.adopting import Adopting
+from ninthsky.guard.agent.card import Card
+from ninthsky.guard.agent.controllers import Controllers
 from ninthsky.guard.agent.lines import Lines
+from ninthsky.guard.agent.looking import LOOK_SECONDS, Looking
+from ninthsky.guard.agent.owner import claim_folder
 from ninthsky.guard.agent.shards import ShardExchange
-from ninthsky.guard.agent.spawner import Process, Spawner, oom_kills, process_state, tail_of, watch_first
+from ninthsky.guard.agent.spawner import Process, Spawner, oom_kills, tail_of, watch_first
 from ninthsky.guard.agent.store import ShardStore, remove_folder, shard_name
-from ninthsky.guard.keys import CONTROLLER, load_keys
+from ninthsky.guard.agent.tester import Tester
+from ninthsky.guard.keys import CONTROLLER, STANDBY, load_keys
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.probe.record import HEADER, read_raw
 from ninthsky.guard.spec import JobSpec, load_spec
-from ninthsky.guard.wire import Caller, keep_memory
+from ninthsky.guard.telemetry.note import Note
+from ninthsky.guard.telemetry.watcher import HostWatch
+from ninthsky.guard.wire import keep_memory
 from ninthsky.run.folder import write_json
 
-LOOK_SECONDS = 0.1
-MISSED_BEATS = 0.5  # a heart that has not beaten for so long is told at once
 RESPAWN_SECONDS = 0.5  # a new process starts after the survivors have gone on, not beside their regroup
-_HEARTBEAT = HEADER.size - 8
-
-
-@dataclass
-class _Card:
-    """What the agent knows of the process in a slot, beyond the process itself."""
-
-    ready: bool = False
-    generation: int = 0
-    rank: int = -1
-    fenced: bool = False
-    waiting: list[m.ToRank] | None = None  # messages that came while its state is still brought: they follow Assign
-    last: dict[type, m.ToAgent] = field(default_factory=dict)
+REFUSALS_SECONDS = 2.0  # between two words about strangers, however many there are
 
 
 class Agent:
     """Runs until told to stop; `run` returns an exit status."""
 
-    def __init__(self, spec: JobSpec, host: str, keys_path: Path, address: str, port: int) -> None:
+    def __init__(self, spec: JobSpec, host: str, keys_path: Path, controllers: dict[str, tuple[str, int]]) -> None:
+        """`controllers`: address and port of each by its name in the key files."""
         self.spec, self.host = spec, spec.host(host)
         self.folder = spec.memory_folder(host)
         claim_folder(self.folder)
@@ -60,16 +53,26 @@ class Agent:
         self.kept_out: set[int] = set()
         self._context = zmq.asyncio.Context()
         keys = load_keys(keys_path)
-        self.store = ShardStore(self.folder)
+        replayed = self.spec.watch.replay_every
+        self.store = ShardStore(self.folder, lambda step: bool(replayed) and (step + 1) % replayed == 0)
         self.exchange = ShardExchange(self._context, keys, self.store, self.host.address, self._shard_held)
-        self.controller: Caller[p.Numbered] = Caller(self._context, keys, CONTROLLER, p.Numbered, address, port)
+        self.controller = Controllers(self._context, keys, controllers, [host.name for host in spec.hosts], spec.gather_seconds)
+        self.looking = Looking(spec.report_seconds, spec.watch.hang_seconds)
         self.spawner = Spawner(spec.command, spec.env, self.folder, Path(spec.folder) / "logs", host, self._exited)
         self.lines = Lines(self.spawner, self._from_rank)
-        self._cards: dict[int, _Card] = {}  # by pid
-        self._events = 0
+        watch, slots = spec.watch, self.host.slots + self.host.spares
+        self.watch = HostWatch(
+            host, slots, watch.exporter, watch.kernel_log, watch.exporter_seconds, self._noted, self._slot_of
+        )
+        self.tester = Tester(spec, host, self.spawner, self.controller.tell, lambda slot: self._start(slot, True))
+        self.adopting = Adopting(self.store, self._counts, self.exchange.ship, self.lines.refused)
+        self._cards: dict[int, Card] = {}  # by pid
+        self._speaks = host in spec.speakers()
+        self._leaving: Process | None = None  # the last one that ended
         self._committed = (0, -1)
-        self._controller_id = ""
-        self._command = 0
+        self._resume_step, self._world = -1, spec.world
+        self._held: dict[int, tuple[str, str]] = {}  # Form's
+        self._bringing: dict[tuple[int, int], asyncio.Lock] = {}
         self._stopping = asyncio.Event()
         self._status = OK
         self._told: Counter[str] = Counter()
@@ -83,8 +86,10 @@ class Agent:
         for slot in range(self.host.slots + self.host.spares):
             self._start(slot)
         self._register()
-        for work in (self.exchange.serve(), self._obey(), self._report(), self._watch_parent(os.getppid())):
+        serving = (self.exchange.serve(), self.adopting.serve(), self.controller.serve())
+        for work in (*serving, self._obey(), self._report(), self._watch_parent()):
             self._spawn(work)
+        self._spawn(self.watch.run())
         try:
             await self._stopping.wait()
         finally:
@@ -93,6 +98,7 @@ class Agent:
             self.spawner.end_all()
             self.lines.close()
             self.exchange.close()
+            self.watch.close()
             self.controller.close()
             remove_folder(self.folder)
             self._context.destroy(linger=0)
@@ -113,11 +119,8 @@ class Agent:
 
     # -- towards the controller ---------------------------------------------------------------------------------------
 
-    def _event(self) -> int:
-        self._events += 1
-        return self._events
-
     def _register(self) -> None:
+        self.controller.flush()
         processes = []
         for process in self.spawner.processes.values():
             card = self._cards[process.pid]
@@ -125,55 +128,57 @@ class Agent:
                 p.ProcessState(process.slot, process.pid, card.ready, card.generation, card.rank, list(card.last.values()))
             )
         self.controller.send(
-            p.Register(self.host.address, self.exchange.listener.port, self.generation, processes, self._events)
+            p.Register(
+                self.host.address,
+                self.exchange.listener.port,
+                self.generation,
+                processes,
+                self.controller.events,
+                list(self.controller.ended),
+                self.watch.newest(),
+            )
         )
+
+    def _slot_of(self, pid: int) -> int:
+        """For the kernel's log: the card slot of a process of ours, -1 for others."""
+        if self._leaving is not None and self._leaving.pid == pid:
+            return self._leaving.slot
+        ended = next((ended.slot for ended in reversed(self.controller.ended) if ended.pid == pid), -1)
+        return self.spawner.slot_of(pid) if ended < 0 else ended
+
+    def _noted(self, notes: list[Note], problems: list[str], dropped: int) -> None:
+        self.controller.tell(p.Notes, notes, problems, dropped)
 
     async def _report(self) -> None:
         due = time.monotonic()
-        told: set[int] = set()
-        report_at = due
+        done, tell_at = ("", 0), 0.0
         while True:
             now = time.monotonic()
-            seen = self._look(now)
-            unusual = {process.pid for process in seen if process.state in "Tt" or process.age > MISSED_BEATS}
-            if now >= report_at or unusual - told:
-                self._send_report(max(0.0, now - due), seen)
-                report_at = max(report_at, now - LOOK_SECONDS) + self.spec.report_seconds
-            told = unusual
-            refused = self.lines.refused + self.exchange.listener.refused
-            if refused != self._told:
-                self._told = refused
-                self.controller.send(p.Refusals(self._event(), dict(refused)))
+            if self.looking.look(self.spawner.processes.values(), now) or done != self.controller.done:
+                done = self.controller.done
+                self._send_report(max(0.0, now - due))
+            refused = self.lines.refused + self.exchange.listener.refused + self.controller.refused
+            if refused != self._told and now >= tell_at:
+                self._told, tell_at = refused, now + REFUSALS_SECONDS
+                self.controller.tell(p.Refusals, dict(refused))
             due = max(due + LOOK_SECONDS, now)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    def _send_report(self, late: float = 0.0, seen: list[p.Seen] | None = None) -> None:
-        seen = self._look(time.monotonic()) if seen is None else seen
-        self.controller.send(p.Report(self._events, self._controller_id, self._command, late, seen))
-
-    def _look(self, now: float) -> list[p.Seen]:
-        seen = []
+    def _send_report(self, late: float = 0.0) -> None:
+        self.controller.flush()
+        unheld = {}
         for process in self.spawner.processes.values():
-            record = read_raw(process.record) or b""
-            age = now - _heartbeat(record) if record else -1.0
-            state, cpu = process_state(process.pid)
             card = self._cards[process.pid]
-            unheld = self.exchange.unheld_seconds(card.rank) if card.rank >= 0 and not card.fenced else 0.0
-            seen.append(p.Seen(process.slot, process.pid, record, age, state, cpu, unheld))
-        return seen
+            if card.rank >= 0 and not card.fenced:
+                unheld[process.pid] = self.exchange.unheld_seconds(card.rank)
+        seen = self.looking.seen(self.spawner.processes.values(), unheld, time.monotonic())
+        self.controller.send(p.Report(self.controller.events, *self.controller.done, late, seen))
 
     # -- from the controller ------------------------------------------------------------------------------------------
 
     async def _obey(self) -> None:
         while True:
-            numbered = await self.controller.receive()
-            if numbered.controller != self._controller_id:
-                self._controller_id, self._command = numbered.controller, 0
-            if numbered.number:
-                if numbered.number != self._command + 1:
-                    continue  # one before it was lost: both come again
-                self._command = numbered.number
-            self._do(numbered.command)
+            self._do(await self.controller.order())
 
     def _do(self, command: p.Command) -> None:
         if isinstance(command, p.WhoAreYou):
@@ -185,11 +190,20 @@ class Agent:
         elif isinstance(command, p.ToSlot):
             if (process := self._process(command.slot, command.pid)) is not None:
                 self._pass_on(process, command.message)
+        elif isinstance(command, p.ToAll):
+            for process in self.spawner.processes.values():
+                card = self._cards[process.pid]
+                if card.generation == self.generation and not card.fenced:
+                    self._pass_on(process, command.message)
         elif isinstance(command, p.Dismiss):
             if (process := self._process(command.slot, command.pid)) is not None:
                 self._fence(process, self._cards[process.pid])
                 if command.kill:
                     self.spawner.kill(process)
+        elif isinstance(command, p.SelfTest):
+            self._spawn(self.tester.card(command))
+        elif isinstance(command, p.LinkTest):
+            self._spawn(self.tester.link(command))
         elif isinstance(command, p.KeepOut):
             self.kept_out.add(command.slot)
         elif isinstance(command, p.Refused):
@@ -202,6 +216,8 @@ class Agent:
         answered = {m.Decide: m.Bad, m.Permit: m.MayCommit}.get(type(message))
         if answered:
             card.last.pop(answered, None)
+        if isinstance(message, m.Decide):
+            card.last.pop(m.Corrupt, None)
         if card.waiting is not None:
             card.waiting.append(message)
         else:
@@ -218,7 +234,7 @@ class Agent:
             card.waiting = None  # what is still being placed belongs to an older generation
             if 0 < card.generation < prepare.generation and not card.fenced:
                 self.lines.send(process, m.Abort(card.generation, prepare.reason))
-        self.controller.send(p.Inventory(self._event(), self.generation, self.store.inventory()))
+        self.controller.tell(p.Inventory, self.generation, self.store.inventory())
 
     def _form(self, form: p.Form) -> None:
         if form.generation < self.generation:
@@ -226,16 +242,40 @@ class Agent:
         self.generation = self.exchange.generation = form.generation
         self.store.forget_after(form.resume_step)
         self.exchange.set_ring(form.peers)
+        self._resume_step, self._held = form.resume_step, form.held
+        self._world = next((place.assign.world for place in form.places), self._world)
         placed = {place.pid for place in form.places}
         for process in self.spawner.processes.values():
             card = self._cards[process.pid]
             if card.generation and process.pid not in placed:
                 self._fence(process, card)
+        hosts = self.spec.homes()
+        for rank, host in form.away.items():
+            hosts[rank] = host
         for place in form.places:
             if (chosen := self._process(place.slot, place.pid)) is not None:
                 card = self._cards[chosen.pid]
                 card.generation, card.rank, card.last, card.waiting = form.generation, place.assign.rank, {}, []
-                self._spawn(self._place(chosen, place))
+                assign = msgspec.structs.replace(
+                    place.assign, hosts=hosts[: place.assign.world], ranks_before=form.ranks_before
+                )
+                self._spawn(self._place(chosen, msgspec.structs.replace(place, assign=assign)))
+
+    async def _bring(self, process: Process, card: Card, wanted: m.Wanted) -> None:
+        """A shard of the ranks that there were before, into the folder of a process that takes a part of it over."""
+        source, xxh3 = self._held.get(wanted.rank, ("", ""))
+        info = p.ShardInfo(wanted.rank, wanted.step, -1, xxh3)
+        try:
+            async with self._bringing.setdefault((wanted.rank, wanted.step), asyncio.Lock()):  # two ranks may want the same
+                await self.exchange.fetch(info, source)
+            if not self.store.give(info, process.folder):
+                raise OSError(f"{shard_name(info.rank, info.step)} is not held")
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or f"{source} did not answer"
+            self.controller.tell(p.PlaceFailed, wanted.generation, wanted.rank, reason)
+            return
+        if card.generation == wanted.generation:
+            self.lines.send(process, m.Brought(wanted.rank, wanted.step))
 
     async def _place(self, process: Process, place: p.Place) -> None:
         """Brings the rank's state into the process's own folder, then assigns it."""
@@ -248,7 +288,7 @@ class Agent:
                     raise OSError(f"{shard_name(info.rank, info.step)} is not held")
             except (OSError, TimeoutError) as error:
                 reason = str(error) or f"{place.source} did not answer"
-                self.controller.send(p.PlaceFailed(self._event(), assign.generation, assign.rank, reason))
+                self.controller.tell(p.PlaceFailed, assign.generation, assign.rank, reason)
                 return
         if card.generation == assign.generation and card.waiting is not None:
             self.spawner.to_foreground(process)
@@ -267,18 +307,20 @@ class Agent:
     # -- ranks --------------------------------------------------------------------------------------------------------
 
     def _start(self, slot: int, background: bool = False) -> None:
-        if slot in self.kept_out or self._stopping.is_set() or self._status != OK:
+        taken = slot in self.spawner.processes or self.tester.holds(slot) or slot in self.kept_out
+        if taken or self._stopping.is_set() or self._status != OK:
             return
         process = self.spawner.start(slot, background=background)
-        self._cards[process.pid] = _Card()
-        self.controller.send(p.Started(self._event(), slot, process.pid))
+        self._cards[process.pid] = Card()
+        self.controller.tell(p.Started, slot, process.pid)
 
     def _exited(self, process: Process, status: int) -> None:
+        self._leaving = process
+        self.watch.look()  # the kernel may have told why
         self._cards.pop(process.pid, None)
         oom, tail = oom_kills() - process.oom_before, tail_of(process.log)
-        record = read_raw(process.record) or b""
-        ended = p.Exited(self._event(), process.slot, process.pid, status, oom, str(process.log), tail, record)
-        self.controller.send(ended)
+        record = self.looking.forget(process)
+        self.controller.tell(p.Exited, process.slot, process.pid, status, oom, str(process.log), tail, record)
         remove_folder(process.folder)
         asyncio.get_running_loop().call_later(RESPAWN_SECONDS, self._start, process.slot, True)
 
@@ -295,34 +337,33 @@ class Agent:
         if isinstance(message, m.Ready):
             card.ready = True
         if isinstance(message, m.Shard):
-            self._take_shard(process, card, message)
+            self.adopting.put(process, message)
+            return
+        if isinstance(message, m.Wanted):
+            self._spawn(self._bring(process, card, message))
             return
         if isinstance(message, m.Damaged):
             self._replace_shard(message)
             return
         if isinstance(message, m.Committed):
-            if (message.generation, message.step) <= self._committed:
-                return  # another rank of this host has said so
+            if (message.generation, message.step) <= self._committed or not self._speaks:
+                return  # another rank of this host has said so, or other hosts do
             self._committed = (message.generation, message.step)
+            if message.step > self._resume_step:  # ranks that there are no more leave nothing behind
+                self.store.forget_ranks(self._world)
         card.last[type(message)] = message
-        self.controller.send(p.FromRank(self._event(), process.slot, process.pid, message))
+        self.controller.gather(process.slot, process.pid, message)
 
-    def _take_shard(self, process: Process, card: _Card, shard: m.Shard) -> None:
-        if shard.generation < self.generation or shard.rank != card.rank:
-            self.lines.refused["stale shard"] += 1
-            return  # an Abort is on its way to the rank, or Fenced
-        info = p.ShardInfo(shard.rank, shard.step, shard.size, shard.xxh3)
-        reason = self.store.adopt(process.folder / shard_name(shard.rank, shard.step), info)
-        if reason:
-            self.lines.refused[f"shard with a wrong checksum: {reason}"] += 1
-            return
-        self.exchange.ship(info)
+    def _counts(self, process: Process, shard: m.Shard) -> bool:
+        """Whether what a rank announced is of this generation. If not, an Abort is on its way to it, or Fenced."""
+        card = self._cards.get(process.pid)
+        return card is not None and not card.fenced and shard.generation >= self.generation and shard.rank == card.rank
 
     def _replace_shard(self, damaged: m.Damaged) -> None:
         """What this host holds is of no use: the next generation takes another copy, or an older step, or the disk."""
         self.store.discard(damaged.rank, damaged.step)
         self.lines.refused["damaged shard"] += 1
-        self.controller.send(p.PlaceFailed(self._event(), damaged.generation, damaged.rank, damaged.reason))
+        self.controller.tell(p.PlaceFailed, damaged.generation, damaged.rank, damaged.reason)
 
     def _shard_held(self, info: p.ShardInfo) -> None:
         for process in self.spawner.processes.values():
@@ -330,12 +371,12 @@ class Agent:
             if card.rank == info.rank and card.generation == self.generation and not card.fenced:
                 self.lines.send(process, m.ShardHeld(info.rank, info.step))
 
-    def _fence(self, process: Process, card: _Card) -> None:
+    def _fence(self, process: Process, card: Card) -> None:
         if not card.fenced:
             card.fenced = True
             self._tell_fenced(process, card)
 
-    def _tell_fenced(self, process: Process, card: _Card) -> None:
+    def _tell_fenced(self, process: Process, card: Card) -> None:
         self.lines.send(process, m.Fenced(self.generation))
 
     def _process(self, slot: int, pid: int) -> Process | None:
@@ -356,52 +397,22 @@ class Agent:
             self._stopping.set()
             asyncio.get_running_loop().call_exception_handler({"message": "agent", "exception": error, "task": task})
 
-    async def _watch_parent(self, parent: int) -> None:
+    async def _watch_parent(self) -> None:
         """PDEATHSIG does not pass through a launcher such as ssh or ip netns exec."""
+        parent = os.getppid()
         while os.getppid() == parent:
             await asyncio.sleep(1.0)
         self._stopping.set()
 
 
-def _heartbeat(record: bytes) -> float:
-    return float(struct.unpack_from("<d", record, _HEARTBEAT)[0])
-
-
-def claim_folder(folder: Path) -> None:
-    """Makes the agent's folder (mode 0700), clearing what a dead agent left. Raises UserError N9-GRD-003 if one lives."""
-    refuse_if_owned(folder)
-    remove_folder(folder)
-    folder.mkdir(mode=0o700, parents=True)
-    (folder / "agent.pid").write_text(f"{os.getpid()} {_start_time(os.getpid())}\n")
-
-
-def refuse_if_owned(folder: Path) -> None:
-    """Raises UserError N9-GRD-003 while the agent that made this folder lives."""
-    try:
-        pid, started = (folder / "agent.pid").read_text().split()
-    except (OSError, ValueError):
-        return
-    if _start_time(int(pid)) == started:
-        what = f"process {pid} is the agent of a job with this run id"
-        raise UserError("N9-GRD-003", what, str(folder), f"kill {pid}, or choose another id")
-
-
-def _start_time(pid: int) -> str:
-    """The process's start in clock ticks: a pid alone may have been given to another process since."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return "gone"
-    return text[text.rindex(b")") + 2 :].split()[19].decode()
-
-
-def main(job: Path, host: str, keys: Path, address: str, port: int) -> int:
-    """`n9 guard agent`."""
+def main(job: Path, host: str, keys: Path, controller: tuple[str, int], standby: tuple[str, int] | None = None) -> int:
+    """`n9 guard agent`: addresses and ports of the job's controllers."""
 
     watch_first()
     keep_memory()
 
     async def work() -> int:
-        return await Agent(load_spec(job), host, keys, address, port).run()
+        controllers = {CONTROLLER: controller} | ({STANDBY: standby} if standby else {})
+        return await Agent(load_spec(job), host, keys, controllers).run()
 
     return asyncio.run(work())

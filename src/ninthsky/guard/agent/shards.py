@@ -31,7 +31,7 @@ class ShardExchange:
         self.generation = 0
         self.stale_refused = 0
         self.listener: Listener[Session | Get] = Listener(context, keys, Session | Get, bind)
-        self.bulk: BulkListener[Put] = BulkListener(context, Put, bind, self.listener.refused)
+        self.bulk: BulkListener[Put] = BulkListener(context, Put, bind, self.listener.refused, self.listener.authenticator)
         self._context = context
         self._on_held = on_held
         self._peers: dict[str, Peer] = {}
@@ -53,7 +53,7 @@ class ShardExchange:
         while True:
             sender, message = await self.listener.receive()
             if isinstance(message, Get):
-                self.listener.send(sender, self._piece(message))
+                self.listener.send(sender, await self._piece(message))
             elif self.bulk.admit(sender, message.id, message.key):
                 self.listener.send(sender, SessionOpen(message.id, self.bulk.port))
             else:
@@ -148,9 +148,9 @@ class ShardExchange:
         elif reason is not None:
             self.listener.send(sender, NotHeld(put.rank, put.step, put.xxh3, reason))
 
-    def _piece(self, get: Get) -> Piece:
+    async def _piece(self, get: Get) -> Piece:
         info = ShardInfo(get.rank, get.step, -1, get.xxh3)
-        whole = self.store.view(info) if get.offset or self.store.verify(info) else None
+        whole = self.store.view(info) if get.offset or await self.store.verify(info) else None
         if whole is None:
             return Piece(get.rank, get.step, get.xxh3, get.offset, -1, memoryview(b""))
         return Piece(get.rank, get.step, get.xxh3, get.offset, len(whole), whole[get.offset : get.offset + PIECE])

@@ -16,6 +16,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 BACKGROUND_NICE = 5
 WATCHER_NICE = -5
+_INHERITED_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 _INHERITED_NICE = os.getpriority(os.PRIO_PROCESS, 0)
 _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -109,6 +110,13 @@ class Spawner:
                 return process
         return None
 
+    def slot_of(self, pid: int) -> int:
+        """The slot of a process that was started here, or of one that it started; -1 for any other."""
+        for process in self.processes.values():
+            if process.pid == pid or (process.popen.poll() is None and descends_from(pid, process.pid)):
+                return process.slot
+        return -1
+
     def kill(self, process: Process) -> None:
         """SIGKILL; also ends a frozen process."""
         if process.popen.poll() is None:
@@ -149,12 +157,18 @@ def _prepare(parent: int, nice: int) -> Callable[[], None]:
         wanted = _INHERITED_NICE + nice
         if os.getpriority(os.PRIO_PROCESS, 0) != wanted:  # the watcher's own priority is not for its ranks
             os.setpriority(os.PRIO_PROCESS, 0, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, _INHERITED_FILES)
 
     return prepare
 
 
 def watch_first() -> None:
-    """A watcher that gets no turn on a crowded machine would take its own silence for a fault. Where it may, it goes first."""
+    """A watcher that gets no turn on a crowded machine would take its own silence for a fault. Where it may, it goes first.
+
+    It also takes all the descriptors that it may have: strangers' connections cost one each until they are cut off.
+    """
+    hard = _INHERITED_FILES[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, WATCHER_NICE)
 
@@ -167,10 +181,22 @@ def _can_raise_priority() -> bool:
 def process_state(pid: int) -> tuple[str, float]:
     """State letter of /proc/PID/stat and processor seconds used; ("X", 0) for a process that is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
     except OSError:
         return "X", 0.0
-    fields = text[text.rindex(b")") + 2 :].split()
+    try:
+        return stat_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def stat_of(descriptor: int) -> tuple[str, float]:
+    """The same from an open /proc/PID/stat, as it is now."""
+    try:
+        text = os.pread(descriptor, 2048, 0)
+    except ProcessLookupError:
+        return "X", 0.0
+    fields = text[text.rindex(b")") + 2 :].split(maxsplit=13)
     return fields[0].decode(), (int(fields[11]) + int(fields[12])) / _TICKS
 
 

@@ -9,10 +9,11 @@ replaced can spoil nothing but its own folder. Links cost no memory.
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import xxhash
@@ -21,6 +22,7 @@ from ninthsky.guard.protocol import Put, ShardInfo
 from ninthsky.guard.wire import PIECE
 
 VERSIONS = 2
+AT_ONCE = 4 << 20  # bytes that are digested in the event loop: a fraction of a millisecond
 
 
 def shard_name(rank: int, step: int) -> str:
@@ -36,10 +38,22 @@ def view_of(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
 
 
-class ShardStore:
-    """What is held on this host. Not for several threads."""
+async def digest_of(view: memoryview) -> str:
+    """xxh3 of a shard; of a large one in a thread, while the agent goes on."""
+    if len(view) <= AT_ONCE:
+        return xxhash.xxh3_64_hexdigest(view)
+    return await asyncio.to_thread(xxhash.xxh3_64_hexdigest, view)
 
-    def __init__(self, folder: Path) -> None:
+
+class ShardStore:
+    """What is held on this host. Not for several threads.
+
+    Of each rank the newest VERSIONS, and the newest that `pinned` tells is to be gone back to, until a later such one is held
+    by all (when a newer version has followed it).
+    """
+
+    def __init__(self, folder: Path, pinned: Callable[[int], bool] = lambda _: False) -> None:
+        self._pinned = pinned
         self.folder = folder / "held"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held: dict[tuple[int, int], ShardInfo] = {}
@@ -69,9 +83,12 @@ class ShardStore:
         """Takes a finished file in, after checking it. Returns why not, or nothing."""
         try:
             view = view_of(path)
+            return self.take(path, view, xxhash.xxh3_64_hexdigest(view), info)
         except OSError as error:
             return f"cannot be read: {error}"
-        xxh3 = xxhash.xxh3_64_hexdigest(view)
+
+    def take(self, path: Path, view: memoryview, xxh3: str, info: ShardInfo) -> str:
+        """The same for a file that was read and digested. Raises OSError where it is gone."""
         if (len(view), xxh3) != (info.size, info.xxh3):
             return f"{len(view)} bytes with xxh3 {xxh3}, announced were {info.size} with {info.xxh3}"
         draft = self.folder / f".{shard_name(info.rank, info.step)}.link"
@@ -123,7 +140,7 @@ class ShardStore:
         if (rank, step) in self._held:
             self._drop((rank, step))
 
-    def verify(self, info: ShardInfo) -> bool:
+    async def verify(self, info: ShardInfo) -> bool:
         """Whether a held shard still is what was taken in; memory that is damaged is not handed on."""
         held = self._held.get((info.rank, info.step))
         if held is None:
@@ -131,14 +148,20 @@ class ShardStore:
         path = self.folder / shard_name(info.rank, info.step)
         # Its length first: a map must not be read past the end of its file.
         whole = path.exists() and path.stat().st_size == held.size
-        if whole and xxhash.xxh3_64_hexdigest(self._views.get((info.rank, info.step)) or view_of(path)) == held.xxh3:
+        if whole and await digest_of(self._views.get((info.rank, info.step)) or view_of(path)) == held.xxh3:
             return True
-        self.discard(info.rank, info.step)
+        if self._held.get((info.rank, info.step)) is held:
+            self.discard(info.rank, info.step)
         return False
 
     def forget_after(self, step: int) -> None:
         """Drops what a new generation will do again: its steps may be decided otherwise (a skipped step, say)."""
         for key in [key for key in self._held if key[1] > step]:
+            self._drop(key)
+
+    def forget_ranks(self, first: int) -> None:
+        """Drops what is held of this rank and all after it."""
+        for key in [key for key in self._held if key[0] >= first]:
             self._drop(key)
 
     def _draft(self, info: ShardInfo) -> Path:
@@ -148,19 +171,19 @@ class ShardStore:
         """
         draft = self.folder / f".{shard_name(info.rank, info.step)}.copy"
         steps = sorted(step for rank, step in self._held if rank == info.rank and step != info.step)
-        if len(steps) >= VERSIONS and steps[-1] < info.step:
-            oldest = self.folder / shard_name(info.rank, steps[0])
+        spare = dispensable([*steps, info.step], self._pinned)
+        if spare and steps[-1] < info.step:
+            oldest = self.folder / shard_name(info.rank, spare[0])
             state = oldest.stat()
             if state.st_nlink == 1 and state.st_size == info.size:  # no process holds a link to it
-                self._forget(info.rank, steps[0])
+                self._forget(info.rank, spare[0])
                 oldest.replace(draft)
         return draft
 
     def _keep(self, draft: Path, info: ShardInfo) -> None:
         draft.replace(self.folder / shard_name(info.rank, info.step))
         self._held[info.rank, info.step] = info
-        steps = sorted((step for rank, step in self._held if rank == info.rank), reverse=True)
-        for step in steps[VERSIONS:]:
+        for step in dispensable([step for rank, step in self._held if rank == info.rank], self._pinned):
             self._drop((info.rank, step))
 
     def _drop(self, key: tuple[int, int]) -> None:
@@ -170,6 +193,13 @@ class ShardStore:
     def _forget(self, rank: int, step: int) -> None:
         del self._held[rank, step]
         self._views.pop((rank, step), None)
+
+
+def dispensable(steps: Iterable[int], pinned: Callable[[int], bool]) -> list[int]:
+    """Which of a rank's versions may go, oldest first."""
+    newest = sorted(steps, reverse=True)
+    back = next((step for step in newest[1:] if pinned(step)), None)
+    return sorted(step for step in newest[VERSIONS:] if step != back)
 
 
 class _Incoming:

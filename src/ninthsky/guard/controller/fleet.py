@@ -6,14 +6,16 @@ One row per rank of the current generation, whichever card holds it. The judges 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ninthsky.guard.judges.verdict import Limits
 from ninthsky.guard.probe.record import GROUPS, SIZE
 from ninthsky.guard.protocol import Seen
 
+MOVING_SECONDS = 1.0  # since any rank got on: no judge of hangs speaks earlier
 STEPS = 64  # steps of which times are kept
 
 GROUP_TYPE = np.dtype([("id", "<u8"), ("enqueued", "<u4"), ("completed", "<u4"), ("op", "<u8")])
@@ -72,6 +74,7 @@ class Window:
     local_cpu: Floats
     steps_seen: int  # the fewest steps seen of any rank in this generation
     longest_gap: float
+    data: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # as local_wall: loading
 
     @property
     def ranks(self) -> int:
@@ -95,7 +98,7 @@ class Fleet:
 
     def begin(self, generation: int, places: list[tuple[str, int, int]], now: float) -> None:
         """A new generation: `places` has (host, slot, pid) of each rank. Times of steps are forgotten."""
-        w = self.world
+        w = self.world = len(places)
         self.generation = generation
         self._places = list(places)
         self._hosts = tuple(host for host, _, _ in places)
@@ -114,8 +117,9 @@ class Fleet:
         self._moved_at = np.full(w, now)
         self._wall_ring = np.full((w, STEPS), np.nan)
         self._cpu_ring = np.full((w, STEPS), np.nan)
+        self._data_ring = np.full((w, STEPS), np.nan, np.float32)
         self._count = np.zeros(w, np.int64)
-        self._times: tuple[int, Floats, Floats] | None = None  # steps seen, and both rings as they were then
+        self._times: tuple[int, Floats, Floats, NDArray[np.float32]] | None = None  # steps seen, the rings as they were
         self._any_moved_at = now
         self._gap = 0.0  # longest of the step under way
         self._gaps: deque[float] = deque(maxlen=STEPS)
@@ -154,11 +158,13 @@ class Fleet:
             kept = slice(None) if len(whole) == len(found) else [len(seen.record) == SIZE for _, _, seen in found]
             record = np.frombuffer(b"".join([seen.record for seen in whole]), RECORD_TYPE)
             age = np.array([seen.age for seen in whole])
-            self._update(ranks[kept], record, np.maximum(age, 0.0), cpu[kept], at[kept])
+            still = np.array([seen.still for seen in whole])
+            self._update(ranks[kept], record, np.maximum(age, 0.0), cpu[kept], at[kept] - np.maximum(still, 0.0))
         self._cpu[ranks] = cpu
         self._seen_at[ranks] = at
 
     def _update(self, ranks: Ints, record: NDArray[np.void], age: Floats, cpu: Floats, at: Floats) -> None:
+        """`at`: when its agent last saw each of them move."""
         before = self._record[ranks]
         beat = record["heartbeat"] != before["heartbeat"]
         self._cpu_at_beat[ranks[beat]] = cpu[beat]
@@ -176,19 +182,21 @@ class Fleet:
         self._known[ranks] = True
         if len(finished):
             newest = self._record[finished]
-            for ring, name in ((self._wall_ring, "local_wall"), (self._cpu_ring, "local_cpu")):
+            for ring, name in ((self._wall_ring, "local_wall"), (self._cpu_ring, "local_cpu"), (self._data_ring, "data")):
                 ring[finished, :-1] = ring[finished, 1:]
                 ring[finished, -1] = newest[name]
             self._count[finished] += 1
 
     def _note_gaps(self, at: Floats, step: NDArray[np.int32]) -> None:
-        """How long nothing moved before each of these moves, which are in the order of time."""
+        """How long nothing moved before each of these moves."""
         if not len(at):
             return
+        order = np.argsort(at, kind="stable")
+        at, step = at[order], step[order]
         moments, first = np.unique(at, return_index=True)
         for moment, reached in zip(moments.tolist(), np.maximum.reduceat(step, first).tolist(), strict=True):
             self._gap = max(self._gap, moment - self._any_moved_at)
-            self._any_moved_at = moment
+            self._any_moved_at = max(self._any_moved_at, moment)
             if reached > self._newest:
                 if self._newest >= 0:
                     self._gaps.append(self._gap)
@@ -210,12 +218,20 @@ class Fleet:
             np.fromiter((silence.get(host, 0.0) for host, _, _ in self._places), np.float64),
         )
 
+    def calm(self, now: float, limits: Limits) -> bool:
+        """Whether nothing is old enough to be a fault, by the reports that were taken in. Newer ones only make it younger."""
+        return bool(
+            now - self._moved_at.max(initial=-np.inf) < MOVING_SECONDS
+            and (self._age + (now - self._seen_at)).max(initial=0.0) < limits.hang_seconds
+            and now - min(self._last_report.values(), default=now) < limits.host_seconds
+        )
+
     def window(self, now: float) -> Window:
         """A picture of the fleet that later reports do not change."""
         self._take_in()
         steps_seen = int(self._count.min())
         if self._times is None or self._times[0] != steps_seen:
-            self._times = (steps_seen, self._wall_ring.copy(), self._cpu_ring.copy())
+            self._times = (steps_seen, self._wall_ring.copy(), self._cpu_ring.copy(), self._data_ring.copy())
         silence = {host: now - self._last_report[host] for host in self._host_names}
         return Window(
             now=now,
@@ -236,6 +252,7 @@ class Fleet:
             local_cpu=self._times[2],
             steps_seen=steps_seen,
             longest_gap=sorted(self._gaps)[-2] if len(self._gaps) > 1 else 0.0,
+            data=self._times[3],
         )
 
 

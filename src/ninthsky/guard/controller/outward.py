@@ -80,6 +80,8 @@ class Outward:
             if act.act == "approve":
                 done = self._approve(act.fault, act.named, act.who)
                 self._state.tell("approval.done" if done else "approval.useless", fault=act.fault, who=act.who)
+            elif act.act == "selftest":
+                self._state.suspects.ordered(act.who, act.order, act.time)
 
     def _newest(self, host: str) -> Fault | None:
         return next((fault for fault in reversed(self._state.book.faults) if fault.host == host), None)

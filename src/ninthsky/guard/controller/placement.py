@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ninthsky.guard.controller.worlds import Worlds
 from ninthsky.guard.protocol import ShardInfo
 
 
@@ -22,21 +23,29 @@ class Card(NamedTuple):
         return f"{self.host}/{self.slot}"
 
 
-def newest_whole_step(inventories: dict[str, list[ShardInfo]], world: int) -> int:
-    """The newest step of which every rank's state is held somewhere; -1 where there is none."""
+def choose_resume_step(inventories: dict[str, list[ShardInfo]], worlds: Worlds, verified: int | None = None) -> int:
+    """The newest step of which the state of every rank that did it is held somewhere; -1 where there is none: then the disk.
+
+    `verified`: the newest step that is known to be right; what came after it is not taken.
+    """
     ranks_at: dict[int, set[int]] = {}
     for shards in inventories.values():
         for shard in shards:
-            ranks_at.setdefault(shard.step, set()).add(shard.rank)
-    return max((step for step, ranks in ranks_at.items() if len(ranks) == world), default=-1)
+            if verified is None or shard.step <= verified:
+                ranks_at.setdefault(shard.step, set()).add(shard.rank)
+    return max((step for step, ranks in ranks_at.items() if ranks.issuperset(range(worlds.at(step)))), default=-1)
 
 
 def sources(inventories: dict[str, list[ShardInfo]], step: int, hosts: list[str]) -> dict[int, tuple[str, str]]:
-    """(host, xxh3) of shard (rank, step) for each rank, the rank's own host preferred; nothing for step -1."""
+    """(host, xxh3) of shard (rank, step) for each rank, the rank's own host preferred; nothing for step -1.
+
+    `hosts`: of each rank; there may be fewer of them than ranks that did the step.
+    """
     found: dict[int, tuple[str, str]] = {}
     for host in sorted(inventories):
         for shard in inventories[host]:
-            if shard.step == step and (shard.rank not in found or hosts[shard.rank] == host):
+            own = shard.rank < len(hosts) and hosts[shard.rank] == host
+            if shard.step == step and (shard.rank not in found or own):
                 found[shard.rank] = (host, shard.xxh3)
     return found if step >= 0 else {}
 
@@ -61,6 +70,16 @@ def place(before: list[Card], homes: list[str], candidates: list[Card], failures
         chosen[rank] = card
         free.remove(card)
     return [card for card in chosen if card is not None]
+
+
+def crowd(before: list[Card], order: list[str], candidates: list[Card], ranks: int, failures: Mapping[str, int]) -> list[Card]:
+    """A card for each of `ranks` ranks, other than there were `before`: who held one goes on, host by host in `order`, so that
+    neighbours stay neighbours. Raises ValueError when there are fewer candidates than ranks."""
+    if len(candidates) < ranks:
+        raise ValueError(f"{len(candidates)} cards for {ranks} ranks")
+    held, place_of = set(before), {name: number for number, name in enumerate(order)}
+    chosen = sorted(candidates, key=lambda card: (card not in held, failures.get(card.name, 0), place_of[card.host], card.slot))
+    return sorted(chosen[:ranks], key=lambda card: (place_of[card.host], card.slot))
 
 
 def _first(free: list[Card], homes: list[str], failures: Mapping[str, int]) -> list[Card]:

@@ -47,6 +47,7 @@ class Roster:
         self._rank_of: dict[int, int] = {}  # by the process object's identity
         self.lost: set[str] = set()
         self.kept_out: set[str] = set()  # cards
+        self.suspected: set[str] = set()  # cards that are tested before they may hold a rank again
 
     def process(self, host: str, slot: int, pid: int) -> Proc:
         """The process, made known if it was not."""
@@ -85,6 +86,10 @@ class Roster:
     def rank_of(self, proc: Proc) -> int | None:
         return self._rank_of.get(id(proc))
 
+    def holds_rank(self, host: str, pid: int) -> bool:
+        proc = self.processes.get((host, pid))
+        return proc is not None and self.rank_of(proc) is not None
+
     def live(self) -> list[str]:
         """Hosts that have an agent and were not lost."""
         return [name for name, host in self.hosts.items() if name not in self.lost and host.registered]
@@ -97,17 +102,18 @@ class Roster:
         return [
             Card(proc.host, proc.slot, proc.pid)
             for proc in self.processes.values()
-            if proc.ready and not proc.out and proc.card not in self.kept_out and proc.host not in self.lost
+            if proc.ready and not proc.out and proc.card not in self.kept_out | self.suspected and proc.host not in self.lost
         ]
 
     def spares(self) -> int:
         """Ready processes without a rank."""
         return len(self.candidates()) - sum(self.alive(proc) for proc in self.places)
 
-    def usable_cards(self) -> int:
-        """Cards that have, or may get, a process."""
-        kept_out = sum(card.split("/")[0] not in self.lost for card in self.kept_out)
-        return sum(host.slots + host.spares for host in self.spec.hosts if host.name not in self.lost) - kept_out
+    def usable_cards(self, without: set[str] | None = None) -> int:
+        """Cards that have, or may get, a process; `without`: hosts that are not counted."""
+        gone = self.lost | (without or set())
+        kept_out = sum(card.split("/")[0] not in gone for card in self.kept_out)
+        return sum(host.slots + host.spares for host in self.spec.hosts if host.name not in gone) - kept_out
 
     def rank_hosts(self) -> list[str]:
         """Host of each rank."""

@@ -20,8 +20,10 @@ from typing import Literal
 
 from ninthsky.guard import protocol as p
 from ninthsky.guard.controller.fleet import Fleet
-from ninthsky.guard.controller.journal import Journal, recall
+from ninthsky.guard.controller.journal import JOURNAL, Journal, recall
 from ninthsky.guard.controller.roster import Proc, Roster
+from ninthsky.guard.controller.sightings import Sightings
+from ninthsky.guard.controller.suspects import Suspects
 from ninthsky.guard.faults import FaultBook
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.spec import JobSpec
@@ -41,18 +43,24 @@ class JobState:
         event: Callable[..., None],
         clock: Callable[[], float],
         wall: Callable[[], float],
+        term: int = 0,
     ) -> None:
         self.spec, self.watch = spec, spec.watch
         self.send, self.tell, self.clock, self.wall = send, event, clock, wall
-        self.journal = Journal(Path(spec.folder) / "journal.jsonl")
+        self.journal = Journal(Path(spec.folder) / JOURNAL, term=term)
         self.book = FaultBook(Path(spec.folder) / "faults", spec.injected)
         self.fleet = Fleet(spec.world)
         self.roster = Roster(spec)
+        self.sightings = Sightings()
         memory = recall(self.journal.entries)
         self.generation, self.reason = memory.generation, memory.reason
         self.resume_step, self.committed = memory.resume_step, memory.committed
         self.results, self.history = memory.results, memory.history
         self.roster.lost, self.roster.kept_out = memory.lost, memory.kept_out
+        self.roster.suspected = memory.suspected - memory.kept_out
+        self.suspects = Suspects(self)
+        self.worlds, self.verified, self.saved = memory.worlds, memory.verified, memory.saved
+        self.world = len(memory.places) or spec.world  # ranks of this generation
         self.broken: dict[int, tuple[float, str]] = {}  # rank -> when a collective failed in this generation, its error
         self.was_whole = memory.joined == memory.generation
         self.stage: Stage = "gather"
@@ -80,6 +88,11 @@ class JobState:
     def to_rank(self, proc: Proc, message: m.ToRank) -> None:
         self.send(proc.host, p.ToSlot(proc.slot, proc.pid, message))
 
+    def to_all_ranks(self, message: m.ToRank) -> None:
+        """To whoever holds a rank: one message for each host."""
+        for host in dict.fromkeys(proc.host for proc in self.roster.places):
+            self.send(host, p.ToAll(message))
+
     def commit(self, step: int) -> None:
         """Every rank has finished the step, and its state is held twice."""
         if step <= self.committed:
@@ -89,6 +102,21 @@ class JobState:
         if self.clock() - self._commit_told >= TOLD_EVERY:
             self._commit_told = self.clock()
             self.tell("commit", step=step, generation=self.generation)
+
+    def lower_commit(self, step: int) -> None:
+        """What was committed after the step was given up: it is done again."""
+        if step < self.committed:
+            self.journal.write("rollback", step=step, committed=self.committed)
+            self.tell("rollback", step=step, steps_lost=self.committed - step)
+            self.committed = step
+
+    def permit(self, step: int) -> bool:
+        """Whether a checkpoint may become visible now."""
+        allowed = self.stage == "run"
+        if allowed and step > self.saved:
+            self.saved = step
+            self.journal.write("saved", step=step)
+        return allowed
 
     def lose(self, host: str) -> None:
         """The host counts no more; should it come back, it is refused."""

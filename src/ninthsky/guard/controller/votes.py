@@ -19,9 +19,12 @@ class BadStep:
     answers: dict[tuple[int, int], Decide] = field(default_factory=dict)  # by (generation, attempt)
     fault: Fault | None = None
     evicted_rank: int | None = None
+    world: int = 0  # of the votes
 
     def judge(self, generation: int, bad: Bad, world: int) -> tuple[Finding, Verdict]:
         """Takes a vote in, and says what all of them show."""
+        if world != self.world:  # ranks have other numbers now: what was said of them means nothing any more
+            self.world, self.votes, self.evicted_rank = world, [], None
         ranks = tuple(sorted(bad.ranks))
         before = self.answers.get((generation, bad.attempt - 1))
         rotated = before is not None and before.action == "rotate"

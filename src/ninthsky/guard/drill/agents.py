@@ -19,10 +19,11 @@ from ninthsky.guard import protocol as p
 from ninthsky.guard.controller.conductor import Conductor
 from ninthsky.guard.drill.simulator import PER_HOST, SimulatedFleet
 from ninthsky.guard.probe import messages as m
-from ninthsky.guard.spec import HostSpec
+from ninthsky.guard.spec import HostSpec, JobSpec
 
 LATENCY = 0.01
 JOIN_SECONDS = (0.3, 0.8)
+AT_REST, SELDOM = 0.25, 5  # as in agent/looking.py
 RESPAWN_SECONDS = 10.0  # until a process that ended has a successor that is ready
 ALARM_SECONDS = (0.1, 0.6)  # after a strike: its agent reports at once, and once more when a heart has missed beats
 
@@ -40,6 +41,9 @@ class Agent:
     delivered: float = 0.0  # when its last message arrived: they keep their order
     refused: bool = False
     generation: int = 0
+    controller: str = ""  # whose command was the last one done, and its number
+    command: int = 0
+    gathered: list[p.FromRank] = field(default_factory=list)
     last: dict[int, dict[type, m.ToAgent]] = field(default_factory=dict)  # by process
 
 
@@ -51,8 +55,13 @@ def host_specs(hosts: int, spares: int) -> list[HostSpec]:
 class Agents:
     """All agents, and what is on its way between them and the controller. `spent` is the controller's processor time."""
 
-    def __init__(self, fleet: SimulatedFleet, period: float, clock: Callable[[], float]) -> None:
-        self.fleet, self.period, self.clock = fleet, period, clock
+    def __init__(self, fleet: SimulatedFleet, spec: JobSpec, clock: Callable[[], float]) -> None:
+        self.fleet, self.gather, self.clock = fleet, spec.gather_seconds, clock
+        self.often = spec.report_seconds
+        self.period = max(self.often, min(1.0, spec.watch.hang_seconds / SELDOM))  # as agents do at rest
+        self._told_rest = np.full(fleet.hosts, -1)  # the step of which a host has reported that its ranks are done with it
+        speakers = spec.speakers()
+        self._speakers = {number for number, host in enumerate(spec.hosts) if host.name in speakers}
         names = [spec.name for spec in host_specs(fleet.hosts, 0)]
         self.agents = [Agent(number, name) for number, name in enumerate(names)]
         self.number_of = {name: number for number, name in enumerate(names)}
@@ -65,12 +74,12 @@ class Agents:
         self._reports: list[tuple[float, int, int]] = []
         for agent in self.agents:  # spread over the period, as hosts that started at different moments are
             heapq.heappush(
-                self._reports, (clock() + period * (agent.number + 1) / fleet.hosts, next(self._order), agent.number)
+                self._reports, (clock() + self.period * (agent.number + 1) / fleet.hosts, next(self._order), agent.number)
             )
         self._joining: dict[int, float] = {}  # process -> when it joined
         self._assigned: dict[int, m.Assign] = {}
         self._formed = 0
-        self._ring: list[int] = []
+        self._before: dict[int, int] = {}  # host -> the one before it in the ring, whose states it holds too; -1: the last
         self._held: dict[int, list[int]] = {}  # host -> ranks on it in the last generation that was formed
         self._asked = (0, -1, -1)  # generation, step and attempt of the last bad step
         self._commands: list[tuple[str, p.Command]] = []
@@ -84,6 +93,7 @@ class Agents:
         fleet.advance(now)
         if fleet.finished_steps:
             self.finished = fleet.finished_steps[-1]
+            self._soon(list(range(fleet.hosts)))
             for step in fleet.finished_steps:
                 if step > fleet.first:
                     self._all_say_committed(step - 1)
@@ -94,6 +104,8 @@ class Agents:
                 self.say(process, m.Bad(fleet.running, fleet.step, fleet.attempt, fleet.bad))
         while self._todo and self._todo[0][0] <= now:
             heapq.heappop(self._todo)[2]()
+        if self.often < self.period:
+            self._report_rest(now)
         self._report(now)
         self._start_if_joined(now)
         self._deliver(now)
@@ -120,7 +132,12 @@ class Agents:
         fleet = self.fleet
         agent, slot, pid = self.agents[fleet.host[process]], int(fleet.slot[process]), int(fleet.pid[process])
         agent.last.setdefault(process, {})[type(message)] = message
-        self._tell(agent, lambda n: p.FromRank(n, slot, pid, message))
+        agent.events += 1
+        agent.gathered.append(p.FromRank(agent.events, slot, pid, message))
+        if not self.gather:
+            self._send_gathered(agent)
+        elif len(agent.gathered) == 1:
+            self._later(self.gather, lambda: self._send_gathered(agent))
 
     # -- commands ---------------------------------------------------------------------------------------------------------
 
@@ -161,9 +178,9 @@ class Agents:
         if form.generation != self._formed:
             self._formed, self._joining, self._assigned, self._held = form.generation, {}, {}, {}
             fleet.holder.fill(-1)
-            self._ring = [self.number_of[peer.host] for peer in form.peers]
         mine = agent.number * fleet.slots + np.arange(fleet.slots)
         fleet.rank[mine], fleet.generation[mine] = -1, 0
+        self._before[agent.number] = next(reversed(self._held), -1)
         self._held[agent.number] = [place.assign.rank for place in form.places]
         agent.last.clear()
         after = self.clock() + fleet.chance.uniform(*JOIN_SECONDS)
@@ -207,7 +224,7 @@ class Agents:
         """Its own ranks' last two states, and those of the host before it in the ring."""
         if self.finished < 0 or agent.number not in self._held:
             return []
-        before = self._ring[int(np.searchsorted(np.array(self._ring), agent.number)) - 1]
+        before = self._before[agent.number] if self._before[agent.number] >= 0 else next(reversed(self._held))
         ranks = self._held[agent.number] + self._held.get(before, [])
         return [
             p.ShardInfo(rank, step, 1 << 30, "simulated")
@@ -226,6 +243,7 @@ class Agents:
             for process in range(agent.number * fleet.slots, (agent.number + 1) * fleet.slots)
             if fleet.alive[process]
         ]  # fmt: skip
+        self._send_gathered(agent)
         self._post(agent, p.Register("10.0.0.1", 1, agent.generation, processes, agent.events))
 
     def _respawn(self, agent: Agent, process: int) -> None:
@@ -241,18 +259,39 @@ class Agents:
     def _later(self, after: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._todo, (self.clock() + after, next(self._order), act))
 
+    def _send_gathered(self, agent: Agent) -> None:
+        gathered, agent.gathered = agent.gathered, []
+        if gathered:
+            self._post(agent, gathered[0] if len(gathered) == 1 else p.Several(gathered))
+
     def _tell(self, agent: Agent, make: Callable[[int], p.Event]) -> None:
+        self._send_gathered(agent)
         agent.events += 1
         self._post(agent, make(agent.events))
 
     def _all_say_committed(self, step: int) -> None:
-        """One rank of each host says so; what others of the host say goes no further."""
+        """One rank of each host that speaks says so; what others say goes no further."""
         fleet = self.fleet
-        first: dict[int, int] = {}
-        for process in fleet.holder.tolist():
-            first.setdefault(process // fleet.slots, process)
-        for process in first.values():
-            self.say(process, m.Committed(fleet.running, step))
+        hosts, first = np.unique(fleet.host[fleet.holder], return_index=True)
+        for host, rank in zip(hosts.tolist(), first.tolist(), strict=True):
+            if host in self._speakers:
+                self.say(int(fleet.holder[rank]), m.Committed(fleet.running, step))
+
+    def _report_rest(self, now: float) -> None:
+        """Hosts all of whose ranks have done their own work of this step say so, between their reports now and then."""
+        fleet = self.fleet
+        if not fleet.running:
+            return
+        rest = np.zeros(fleet.hosts)
+        np.maximum.at(rest, fleet.host[fleet.holder], fleet.begun + fleet.local)
+        due = np.flatnonzero((rest + AT_REST <= now) & (self._told_rest != fleet.step))
+        self._told_rest[due] = fleet.step
+        self._soon(due.tolist())
+
+    def _soon(self, hosts: list[int]) -> None:
+        """They report now, where agents look that often."""
+        if hosts and self.often < self.period:
+            self._send_report(hosts, self.clock())
 
     def _report(self, now: float) -> None:
         due = []
@@ -261,7 +300,7 @@ class Agents:
             due.append(host)
             heapq.heappush(self._reports, (at + self.period, next(self._order), host))
         if due:
-            self._send_report(due, now)
+            self._send_report(list(dict.fromkeys(due)), now)  # who is late by several periods reports once
 
     def _send_report(self, hosts: list[int], now: float) -> None:
         fleet = self.fleet
@@ -273,15 +312,18 @@ class Agents:
         ages = (now - fleet.last_beat(processes, now)).tolist()
         rows = zip(
             fleet.host[processes].tolist(), fleet.slot[processes].tolist(), fleet.pid[processes].tolist(), ages,
-            fleet.letters(processes, now), fleet.cpu_seconds(processes, now).tolist(), strict=True,
+            fleet.letters(processes, now), fleet.cpu_seconds(processes, now).tolist(), fleet.still(processes, now).tolist(),
+            strict=True,
         )  # fmt: skip
         seen: dict[int, list[p.Seen]] = {host: [] for host in hosts}
-        for at, (host, slot, pid, age, letter, cpu) in enumerate(rows):
-            seen[host].append(p.Seen(slot, pid, raw[at * size : (at + 1) * size], age, letter, cpu, 0.0))
+        for at, (host, slot, pid, age, letter, cpu, still) in enumerate(rows):
+            seen[host].append(p.Seen(slot, pid, raw[at * size : (at + 1) * size], age, letter, cpu, 0.0, still))
         for host in hosts:
             agent = self.agents[host]
             if not agent.refused:
-                self._post(agent, p.Report(agent.events, "", 0, fleet.late(host, now), seen[host]))
+                self._send_gathered(agent)
+                late = fleet.late(host, now)
+                self._post(agent, p.Report(agent.events, agent.controller, agent.command, late, seen[host]))
 
     def _post(self, agent: Agent, message: p.ToController) -> None:
         fleet, now = self.fleet, self.clock()
@@ -292,15 +334,20 @@ class Agents:
         agent.delivered = max(agent.delivered, now + late)
         heapq.heappush(self._mail, (agent.delivered, next(self._order), agent.name, _encoder.encode(message)))
 
-    def _deliver(self, now: float) -> None:
-        """The controller's part: decoding and taking in. Its processor time is counted."""
-        assert self.conductor is not None
+    def _arrived(self, now: float) -> list[tuple[str, bytes]]:
+        """Hosts and bodies of the messages whose time on the way is over."""
         arrived = []
         while self._mail and self._mail[0][0] <= now:
             _, _, host, body = heapq.heappop(self._mail)
             arrived.append((host, body))
             self.bytes += len(body)
         self.messages += len(arrived)
+        return arrived
+
+    def _deliver(self, now: float) -> None:
+        """The controller's part: decoding and taking in. Its processor time is counted."""
+        assert self.conductor is not None
+        arrived = self._arrived(now)
         begin = time.process_time()
         for host, body in arrived:
             self.conductor.handle(host, _decoder.decode(body))

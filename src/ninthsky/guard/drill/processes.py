@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import sys
@@ -40,20 +41,34 @@ def draw(faults: int, ranks: int, seed: int) -> list[Injected]:
     return [Injected(chance.choice(kinds), chance.randrange(ranks), FIRST_STEP + STEPS_BETWEEN * n) for n in range(faults)]
 
 
-def drill_job(folder: Path, ranks_per_host: int, injected: list[Injected], work_ms: float) -> JobSpec:
-    """Two hosts of simulated ranks, one spare each."""
+def drill_job(
+    folder: Path,
+    ranks_per_host: int,
+    injected: list[Injected],
+    work_ms: float,
+    *,
+    hosts: int = 2,
+    steps: int | None = None,
+    orders: Path | None = None,
+    worlds: list[int] | None = None,
+) -> JobSpec:
+    """Hosts of simulated ranks, one spare each. `steps`: by default so many that the last fault is repaired. `orders`: see
+    live.py. `worlds`: smaller numbers of ranks that it goes on with."""
     marks = folder / "marks"
     marks.mkdir(parents=True)
-    steps = max((fault.step for fault in injected), default=0) + STEPS_BETWEEN
+    if steps is None:
+        steps = max((fault.step for fault in injected), default=0) + STEPS_BETWEEN
     plan = {"steps": steps, "work_ms": work_ms, "marks": str(marks), "inject": msgspec.to_builtins(injected)}
+    plan |= {"orders": str(orders)} if orders else {}
     return JobSpec(
-        run_id=f"drill-{folder.name[-12:].replace('_', '-')}",
+        run_id=f"drill-{folder.name[-12:].replace('_', '-')}-{os.getpid()}",
         folder=str(folder),
         command=[sys.executable, "-m", "ninthsky.guard.drill.simulated_rank"],
         env={"N9_SIMULATED": json.dumps(plan)},
-        world=2 * ranks_per_host,
-        hosts=[HostSpec(name=f"host-{host}", slots=ranks_per_host, spares=1) for host in range(2)],
-        watch=Watch(action="act", max_evictions_per_hour=10_000, card_failures=10_000),
+        world=hosts * ranks_per_host,
+        worlds=worlds or [],
+        hosts=[HostSpec(name=f"host-{host}", slots=ranks_per_host, spares=1) for host in range(hosts)],
+        watch=Watch(action="act", max_evictions_per_hour=10_000, card_failures=10_000, kernel_log="off", selftest="off"),
         injected=injected,
     )
 

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from ninthsky.guard.drill import rates
-from ninthsky.guard.drill.clocked import SLOW_RATIO, ClockedDrill, Outcome
+from ninthsky.guard.drill.clocked import ClockedDrill
+from ninthsky.guard.drill.episodes import SLOW_RATIO, Drill, Outcome
+from ninthsky.guard.drill.noise import recorded
 from ninthsky.guard.drill.quiet import Quiet, quiet_days
 from ninthsky.guard.drill.scenario import Scenario, shipped
+from ninthsky.guard.drill.sockets import SocketDrill
 from ninthsky.proportion import wilson
 
 QUIET_RANKS = 512
@@ -31,13 +34,28 @@ def run_clocked(
     """Drill and sheet: `faults` strikes, and `days` simulated days without faults, half of them noisy."""
     drill = ClockedDrill(ranks, scenario, seed, on_told)
     drill.run(faults)
-    size, chance, scale = min(ranks, QUIET_RANKS), np.random.default_rng([seed, 1]), scenario.conditions.noise
-    calm = quiet_days(days / 2, size, drill.noise, scale, 0.0, SLOW_RATIO, chance)
-    noisy = quiet_days(days / 2, size, drill.noise, scale * NOISY[0], NOISY[1], SLOW_RATIO, chance)
-    return sheet(drill, Quiet(calm.days + noisy.days, calm.evictions + noisy.evictions, size))
+    return sheet(drill, quiet_of(ranks, scenario, seed, days))
 
 
-def sheet(drill: ClockedDrill, quiet: Quiet) -> dict[str, Any]:
+def run_sockets(
+    ranks: int, faults: int, seed: int, scenario: Scenario, minutes: float, days: float, on_told: Callable[[str], None]
+) -> dict[str, Any]:
+    """The same in real time, over the wire: at most `faults` strikes, none after `minutes`."""
+    drill = SocketDrill(ranks, scenario, seed, on_told)
+    drill.run(faults, 60.0 * minutes)
+    return sheet(drill, quiet_of(ranks, scenario, seed, days)) | drill.figures()
+
+
+def quiet_of(ranks: int, scenario: Scenario, seed: int, days: float) -> Quiet:
+    """Days without faults, half of them noisy, of a fleet of this size or of QUIET_RANKS."""
+    size, scale, chance = min(ranks, QUIET_RANKS), scenario.conditions.noise, np.random.default_rng([seed, 1])
+    noise = recorded()
+    calm = quiet_days(days / 2, size, noise, scale, 0.0, SLOW_RATIO, chance)
+    noisy = quiet_days(days / 2, size, noise, scale * NOISY[0], NOISY[1], SLOW_RATIO, chance)
+    return Quiet(calm.days + noisy.days, calm.evictions + noisy.evictions, size)
+
+
+def sheet(drill: Drill, quiet: Quiet) -> dict[str, Any]:
     """Shares of all faults struck: exact + unknown + wrong + missed = 1. Times in seconds from the strike.
 
     `wrong_evictions_upper_per_30_days`: 95 % upper bound of a Poisson rate over the simulated days without faults.

@@ -75,7 +75,16 @@ class Strike:
 class SimulatedFleet:
     """`world` ranks on hosts of PER_HOST cards and `spares` each. Processes are numbered host by host, slot by slot."""
 
-    def __init__(self, world: int, spares: int, noise: Noise, conditions: Conditions, chance: np.random.Generator) -> None:
+    def __init__(
+        self,
+        world: int,
+        spares: int,
+        noise: Noise,
+        conditions: Conditions,
+        chance: np.random.Generator,
+        pace: float = 1.0,
+    ) -> None:
+        self.pace = pace  # factor on the times of steps
         self.layout, self.noise, self.conditions, self.chance = Layout(world), noise, conditions, chance
         self.world, self.slots = world, PER_HOST + spares
         self.hosts = world // PER_HOST
@@ -169,7 +178,7 @@ class SimulatedFleet:
         self.step, self.begun = step, now
         wall, cpu = self.noise.draw(self.chance, self.world)
         wall, cpu = 1 + (wall - 1) * self.conditions.noise, 1 + (cpu - 1) * self.conditions.noise
-        work = self.stage_work[self.layout.stage] * LOCAL_MS
+        work = self.stage_work[self.layout.stage] * LOCAL_MS * self.pace
         stalls = 0.0
         for strike in self.strikes:
             strength = strike.strength(now)
@@ -186,7 +195,7 @@ class SimulatedFleet:
         self.local_cpu = np.maximum(cpu, 0.2) * work * CPU_SHARE
         self.stays.fill(FREE)
         self.odd.fill(False)
-        self.end = now + float(self.local.max()) + COMMUNICATION + stalls
+        self.end = now + float(self.local.max()) + COMMUNICATION * self.pace + stalls
         if self.strikes:
             self._reckon(now)
 
@@ -229,7 +238,7 @@ class SimulatedFleet:
         if (stays != FREE).any():
             self.end = np.inf
         elif was_held:
-            self.end = max(now, self.begun + float(self.local.max())) + COMMUNICATION
+            self.end = max(now, self.begun + float(self.local.max())) + COMMUNICATION * self.pace
 
     def _draw_neighbours(self) -> Ints:
         count = round(self.conditions.neighbours * self.hosts)
@@ -266,7 +275,7 @@ class SimulatedFleet:
         record["local_wall"][rows] = np.where(worked, self.local[ranks] * 1e3, self.last_local[ranks])
         record["local_cpu"][rows] = np.where(worked, self.local_cpu[ranks], self.last_cpu[ranks])
         wait = self.last_local.max() - self.last_local[ranks]
-        record["communication"][rows] = wait + COMMUNICATION * 1e3
+        record["communication"][rows] = wait + COMMUNICATION * self.pace * 1e3
         record["loss"][rows], record["grad_norm"][rows] = 2.0, 1.0
         done = self.step - self.first
         for number, name in enumerate(GROUPS):
@@ -288,6 +297,16 @@ class SimulatedFleet:
             if not strike.effects.heart and strike.strength(now):
                 beat[np.isin(processes, strike.processes)] = strike.begin
         return beat
+
+    def still(self, processes: Ints, now: float) -> Floats:
+        """Seconds since each of them last got on, as its agent has seen it: began the step, or was done with its own work."""
+        rank = self.rank[processes]
+        moved = np.full(len(processes), now)
+        on = np.flatnonzero(rank >= 0)
+        if self.running and len(on):
+            done = self.begun + self.local[rank[on]]
+            moved[on] = np.where((now >= done) & (self.stays[rank[on]] != LOCAL), done, self.begun)
+        return now - moved
 
     def letters(self, processes: Ints, now: float) -> list[str]:
         letters = ["S"] * len(processes)

@@ -9,7 +9,16 @@ from ninthsky.guard.controller.fleet import Window
 from ninthsky.guard.judges.verdict import Limits, Verdict
 
 BLOCKED_SECONDS = 1.0
+ROW = 32  # hosts
+MANY = 0.1  # of all hosts
+PATIENCE = 5  # times host_seconds, for so many
 TOGETHER_SECONDS = 1.5  # between two reports of one host on a large fleet, and some more
+
+
+def maybe_deaf(silent: int, hosts: int, longest: float, host_seconds: float) -> bool:
+    """Whether so many hosts, silent for `longest` seconds, are to be waited for: of more than a row of racks at once it may be
+    this controller that stood still or lost its connections, and they come back within seconds."""
+    return silent > max(ROW, MANY * hosts) and longest < PATIENCE * host_seconds
 
 
 def judge_host(window: Window, limits: Limits) -> list[Verdict]:
@@ -32,6 +41,8 @@ def judge_host(window: Window, limits: Limits) -> list[Verdict]:
     between = [host for host, silence in window.host_silence.items() if host not in heard and silence < limits.host_seconds]
     longest = max(window.host_silence[host] for host in silent)
     if between and longest < limits.host_seconds + TOGETHER_SECONDS:
+        return []
+    if maybe_deaf(len(silent), len(window.host_silence), longest, limits.host_seconds):
         return []
     ranks = tuple(rank for rank, name in enumerate(window.hosts) if name in set(silent))
     many = len(silent) > 1

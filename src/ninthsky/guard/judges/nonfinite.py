@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ninthsky.evidence import Fact
-from ninthsky.guard.judges.verdict import Verdict
+from ninthsky.guard.judges.verdict import Cause, Verdict
 
-What = Literal["nonfinite", "outlier"]
+What = Literal["nonfinite", "outlier", "range"]
 Finding = Literal["once", "again", "card", "data", "gone", "everywhere"]
 
 
@@ -27,8 +27,12 @@ class Vote:
     shares: tuple[int, ...] = ()
 
 
-BAD: dict[What, str] = {"nonfinite": "not finite", "outlier": "far from its peers'"}
-FINE: dict[What, str] = {"nonfinite": "finite", "outlier": "ordinary"}
+BAD: dict[What, str] = {
+    "nonfinite": "not finite",
+    "outlier": "far from its peers'",
+    "range": "changed since its backward, or far beyond its range",
+}
+FINE: dict[What, str] = {"nonfinite": "finite", "outlier": "ordinary", "range": "as it was put down, within its range"}
 
 
 def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonfinite") -> tuple[Finding, Verdict]:
@@ -38,6 +42,7 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonf
     everywhere: most ranks at once, or only the sum, which is neither a card nor one rank's samples.
     """
     first, last, bad = votes[0], votes[-1], BAD[what]
+    cause: Cause = "corrupt" if what == "range" else what
     facts = tuple(
         Fact(
             f"ranks whose gradient is {bad}",
@@ -49,7 +54,7 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonf
     before = "the reduce: the vote is taken on each rank's own gradients, before they are added up"
     if len(first.ranks) > max(1, world // 2) and len(last.ranks) > max(1, world // 2):
         return "everywhere", Verdict(
-            what,
+            cause,
             (),
             f"gradients {bad} on {len(last.ranks)} of {world} ranks: the model diverged",
             facts,
@@ -64,10 +69,10 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonf
     if not last.rotated:
         finding: Finding = "once" if len(votes) == 1 else "again"
         text = f"gradient {bad}" + (", again after the step was redone" if len(votes) > 1 else "")
-        return finding, Verdict(what, first.ranks, text, facts, (before,), 1.0)
+        return finding, Verdict(cause, first.ranks, text, facts, (before,), 1.0)
     if last.ranks and set(last.ranks) == set(first.ranks):
         return "card", Verdict(
-            what,
+            cause,
             first.ranks,
             f"gradient {bad} with other data too: the card",
             facts,
@@ -78,11 +83,11 @@ def judge_nonfinite(step: int, votes: list[Vote], world: int, what: What = "nonf
     bad_shares = {shares[rank] for rank in first.ranks}
     if last.ranks and {(shares[rank] + 1) % (max(shares) + 1) for rank in last.ranks} <= bad_shares:
         return "data", Verdict(
-            what,
+            cause,
             (),
             f"gradient {bad} wherever these samples go: the data",
             facts,
             (before, f"the card of rank {first.ranks[0]}: it is {FINE[what]} with other samples"),
             0.95,
         )
-    return "gone", Verdict(what, first.ranks, f"gradient {bad}, not seen again when the data was moved", facts, (before,), 0.5)
+    return "gone", Verdict(cause, first.ranks, f"gradient {bad}, not seen again when the data was moved", facts, (before,), 0.5)

@@ -7,7 +7,25 @@ from typing import Literal
 
 from ninthsky.evidence import Fact
 
-Cause = Literal["exit", "frozen", "stuck", "host", "nonfinite", "outlier", "slow", "mismatch", "unknown"]
+Cause = Literal[
+    "exit",
+    "frozen",
+    "stuck",
+    "host",
+    "nonfinite",
+    "outlier",
+    "corrupt",
+    "slow",
+    "mismatch",
+    "trouble",
+    "warning",
+    "data",
+    "loss",
+    "unknown",
+]
+
+
+BEHIND = "; behind it "  # between a verdict and its reason
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,8 @@ class Verdict:
     confidence: float | None = None
     host: str = ""  # for cause "host"; several that went together are separated by ", "
     onset: float = 0.0
+    playbook: str = ""  # what lies behind it, where the host itself told
+    hard: bool = False  # what the host told is a fault of the card, whatever the program did
 
     @property
     def judge(self) -> str:

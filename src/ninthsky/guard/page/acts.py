@@ -14,7 +14,7 @@ import msgspec
 
 from ninthsky.guard.faults import Fault
 
-What = Literal["login", "refused login", "not a fault", "a fault", "approve"]
+What = Literal["login", "refused login", "not a fault", "a fault", "approve", "selftest"]
 LONGEST = 16 << 20  # bytes of acts that are read back
 
 
@@ -28,6 +28,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fault: str = ""
     named: float | None = None
     reason: str = ""
+    order: str = ""  # for "selftest": the hosts whose cards, or `HOST:HOST` whose link
 
 
 def path_of(job: Path) -> Path:
@@ -45,7 +46,7 @@ class Acts:
         for act in read_acts(self._path):
             self._take(act)
 
-    def record(self, who: str, address: str, what: What, fault: Fault | None = None, reason: str = "") -> Act:
+    def record(self, who: str, address: str, what: What, fault: Fault | None = None, reason: str = "", order: str = "") -> Act:
         """Raises OSError where it cannot be kept: then nothing was done."""
         act = Act(
             time=time.time(),
@@ -55,6 +56,7 @@ class Acts:
             fault=fault.id if fault else "",
             named=fault.timeline.named if fault else None,
             reason=reason,
+            order=order,
         )
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:

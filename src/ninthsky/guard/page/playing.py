@@ -35,7 +35,11 @@ class Step:
 
 def cause_of(fault: Fault, book: Playbook) -> str:
     """A cause of the playbook, or `unknown`."""
+    if (told := str(fault.evidence.where.get("playbook", ""))) in book.causes:
+        return told
     name = OF_JUDGE.get(fault.cause)
+    if fault.cause == "corrupt":
+        name = "gpu_sdc" if fault.rank is not None and "the data" not in fault.evidence.verdict else UNKNOWN
     if fault.cause in {"nonfinite", "outlier"}:
         data = "the data" in fault.evidence.verdict
         name = "nan_loss" if data else "gpu_sdc" if "another card takes" in fault.evidence.remedy else UNKNOWN

@@ -13,16 +13,26 @@ from typing import Any, Literal
 from ninthsky.errors import UserError
 from ninthsky.evidence import Evidence, Fact, encode
 from ninthsky.guard.passive import exporters, traces
-from ninthsky.guard.passive.lines import Line, troubled
+from ninthsky.guard.passive.lines import Line, lines_of, troubled
 from ninthsky.guard.playbook.book import UNKNOWN, Playbook
-from ninthsky.guard.playbook.learned import Memory, consult
+from ninthsky.guard.playbook.learned import consult
 from ninthsky.guard.playbook.match import Finding, match
+from ninthsky.guard.playbook.words import Words
 
 KEPT = 60  # different lines that the causes are read from
 SKEW = 2.0  # seconds that the clocks of two hosts may differ by
 FIRST = 4.0  # how much more the first line and those within SKEW of it count: they are read alone, then with the rest
 LOOKED_AT = 20  # lines of a file, to tell what it is
+INCIDENT = 1 << 20  # characters of an incident's JSON line
+TEMPLATES = 50_000  # kinds of line whose judgement is kept, and
+SPEAKING = 1_000  # those that speak for a cause: a log of any length is read in bounded memory
 SURE = 0.3  # a cause below this is called unknown
+STUCK = {  # what the flight recorders say of a rank that others wait for
+    "program": "its program does not enter the operation that others are in",
+    "device": "its device does not finish what others finished",
+    "mismatch": "it entered another operation than the others",
+    "missing": "it left no dump, and others wait for it",
+}
 
 
 Kind = Literal["echo", "said", "nothing"]
@@ -67,98 +77,118 @@ def is_incidents(path: Path) -> bool:
     if path.suffix not in {".jsonl", ".json", ".ndjson"}:
         return False
     try:
-        with path.open("r", encoding="utf-8", errors="replace") as file:
-            return any(_excerpt(line) is not None for line in itertools.islice(file, LOOKED_AT))
+        return any(_excerpt(line) is not None for _, line in itertools.islice(lines_of(path, INCIDENT), LOOKED_AT))
     except OSError:
         return False
 
 
-def incidents(path: Path, book: Playbook, memory: Memory | None = None) -> Iterator[dict[str, Any]]:
+def incidents(path: Path, book: Playbook, words: Words | None = None) -> Iterator[dict[str, Any]]:
     """{"id", "causes": [{"cause", "component", "score"}, ...]} for each line; {"id", "error"} where a line is none."""
-    with path.open("r", encoding="utf-8", errors="replace") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.strip():
-                continue
-            entry = _excerpt(raw)
-            if entry is None:
-                yield {"id": f"line {number}", "error": "no JSON object with an excerpt"}
-            else:
-                yield {"id": entry.get("id", f"line {number}"), "causes": _tree(consult(str(entry["excerpt"]), book, memory))}
+    for number, raw in lines_of(path, INCIDENT):
+        if not raw.strip():
+            continue
+        entry = _excerpt(raw)
+        if entry is None:
+            yield {"id": f"line {number}", "error": "no JSON object with an excerpt, or longer than a mebibyte"}
+        else:
+            yield {"id": entry.get("id", f"line {number}"), "causes": _tree(consult(entry["excerpt"], book, words))}
 
 
 def _excerpt(line: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and "excerpt" in entry else None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("excerpt"), str) else None
 
 
 # -- what a job left --------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Gathered:
+class Heard:
+    """Lines of trouble, taken one after another, and what exporters say: from it the cause is read."""
+
+    book: Playbook
     lines: dict[str, Line] = field(default_factory=dict)  # the earliest of each template that speaks for a cause
     echo: Line | None = None  # the first of them
     echoes: int = 0
     alarms: list[exporters.Alarm] = field(default_factory=list)
+    _kinds: dict[str, Kind] = field(default_factory=dict)  # a line is judged once for its template
+
+    def take(self, line: Line) -> Kind:
+        """What the line is: it speaks for a cause, only tells of a peer's end, or neither."""
+        template = line.template
+        if len(self._kinds) > TEMPLATES:
+            self._kinds.clear()
+        kind = self._kinds.get(template) or self._kinds.setdefault(template, _kind(line, self.book))
+        if kind == "echo":
+            self.echoes += 1
+            self.echo = self.echo or line
+        elif kind == "said" and _earlier(line, self.lines.get(template)):
+            self.lines[template] = line
+            if len(self.lines) > SPEAKING:
+                self.lines = {line.template: line for line in self._earliest()}
+        return kind
+
+    def _earliest(self) -> list[Line]:
+        """By time where lines carry one, in the order of the files else; as many as are read."""
+        return sorted(self.lines.values(), key=lambda line: (line.time is None, line.time or 0.0))[:KEPT]
+
+    def causes(self, words: Words | None = None) -> tuple[list[Finding], Line | None]:
+        """Best first, `unknown` among them; and the first line that speaks for the best one."""
+        lines = self._earliest()
+        early = [line for line in lines if _near(lines[0], line)] if lines else []
+        causes = _causes(early, lines, self.alarms, self.book, words)
+        return causes, _first(early, causes[0], self.book)
+
+
+@dataclass
+class _Gathered:
+    heard: Heard
     dumps: list[traces.Dump] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     files: int = 0
 
 
-def diagnose(paths: Iterable[Path], book: Playbook, name: str = "D-0001", memory: Memory | None = None) -> Diagnosis:
+def diagnose(paths: Iterable[Path], book: Playbook, name: str = "D-0001", words: Words | None = None) -> Diagnosis:
     """Reads logs, flight-recorder dumps and exporters' scrapes below `paths`, as one job's. Raises UserError N9-GRD-021
     where there is nothing to read."""
     gathered = _gather(list(paths), book)
-    # By time where lines carry one, in the order of the files else.
-    lines = sorted(gathered.lines.values(), key=lambda line: (line.time is None, line.time or 0.0))[:KEPT]
-    early = [line for line in lines if _near(lines[0], line)] if lines else []
     suspected = traces.suspects(gathered.dumps)
-    causes = _causes(early, lines, gathered.alarms, book, memory)
-    first = _first(early, causes[0], book)
+    causes, first = gathered.heard.causes(words)
     ranks = [suspect.rank for suspect in suspected] or ([first.rank] if first is not None and first.rank is not None else [])
-    host = (first.host if first is not None else "") or next((alarm.host for alarm in gathered.alarms), "")
+    host = (first.host if first is not None else "") or next((alarm.host for alarm in gathered.heard.alarms), "")
     record = _record(name, gathered, causes, ranks, host, first, suspected, book)
-    return Diagnosis(name, causes, ranks, host, first, gathered.echoes, record, gathered.unread)
+    return Diagnosis(name, causes, ranks, host, first, gathered.heard.echoes, record, gathered.unread)
 
 
 def _gather(paths: list[Path], book: Playbook) -> _Gathered:
-    gathered, kinds = _Gathered(), dict[str, Kind]()
+    gathered = _Gathered(Heard(book))
     for path in _files(paths):
         gathered.files += 1
         try:
             if traces.is_dump(path):
                 gathered.dumps.append(traces.read_dump(path))
             elif exporters.is_scrape(path):
-                gathered.alarms += exporters.alarms(path)
+                gathered.heard.alarms += exporters.alarms(path)
             else:
-                _read_log(path, book, gathered, kinds)
+                for line in troubled(path):
+                    gathered.heard.take(line)
         except (OSError, traces.DumpError) as error:
             gathered.unread.append(f"{path}: {error}")
-    if gathered.files == len(gathered.unread):
+    if gathered.files == len(gathered.unread) and not gathered.heard.lines:
         what = gathered.unread[0] if gathered.unread else "no file to read"
         raise UserError("N9-GRD-021", what, ", ".join(map(str, paths)), "n9 guard diagnose FOLDER: logs, dumps, scrapes")
     return gathered
-
-
-def _read_log(path: Path, book: Playbook, gathered: _Gathered, kinds: dict[str, Kind]) -> None:
-    """A line is judged once for its template; `kinds` remembers."""
-    for line in troubled(path):
-        template = line.template
-        kind = kinds.get(template) or kinds.setdefault(template, _kind(line, book))
-        if kind == "echo":
-            gathered.echoes += 1
-            gathered.echo = gathered.echo or line
-        elif kind == "said" and _earlier(line, gathered.lines.get(template)):
-            gathered.lines[template] = line
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
         if not path.exists():
             raise UserError("N9-GRD-021", f"no such file or folder: {path}", str(path), "n9 guard diagnose FOLDER")
+        if not path.is_dir() and not path.is_file():
+            raise UserError("N9-GRD-021", f"no regular file: {path}", str(path), "write it to a file first")
         yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
@@ -181,7 +211,7 @@ def _near(first: Line, line: Line) -> bool:
 
 
 def _causes(
-    early: list[Line], lines: list[Line], alarms: list[exporters.Alarm], book: Playbook, memory: Memory | None
+    early: list[Line], lines: list[Line], alarms: list[exporters.Alarm], book: Playbook, words: Words | None
 ) -> list[Finding]:
     """What the first lines say counts more than what came after: the two readings are joined."""
     spoken = [alarm.text for alarm in alarms]
@@ -194,7 +224,7 @@ def _causes(
     for weight, text in readings:
         if not text:
             continue
-        for finding in consult(text, book, memory):
+        for finding in consult(text, book, words):
             scores[finding.cause] += weight * finding.score
             best.setdefault(finding.cause, finding)
     total = sum(scores.values())
@@ -227,14 +257,14 @@ def _record(
     if first is not None:
         facts.append(Fact("first line of trouble", first.text.strip()[:300], source=first.place))
     facts += [Fact(f"{strength} evidence for {best.cause}", words) for strength, words in best.evidence[:5]]
-    facts += [alarm.fact for alarm in gathered.alarms[:8]]
+    facts += [alarm.fact for alarm in gathered.heard.alarms[:8]]
     for suspect in suspected[:4]:
-        facts.append(Fact(f"rank {suspect.rank} is stuck in its", suspect.stuck, source="flight recorders"))
+        facts.append(Fact(f"rank {suspect.rank}", STUCK[suspect.stuck], source="flight recorders"))
         facts += suspect.facts
     ruled_out = [f"{f.cause}: score {f.score:.2f}" for f in causes[1:4] if f.cause != UNKNOWN and f.score >= 0.02]
-    if (at := gathered.echo) is not None:
+    if (at := gathered.heard.echo) is not None:
         ruled_out.insert(
-            0, f"{gathered.echoes} lines that only tell of a peer's end, such as {at.text.strip()[:120]!r} ({at.place})"
+            0, f"{gathered.heard.echoes} lines that only tell of a peer's end, such as {at.text.strip()[:120]!r} ({at.place})"
         )
     where: dict[str, str | int | float] = {"files": gathered.files}
     if host:
@@ -245,7 +275,7 @@ def _record(
     if cause is not None:
         verdict = f"{cause.title} ({best.cause}, look at: {best.component})"
     elif suspected:
-        verdict = f"others waited for it: its {suspected[0].stuck} is stuck; no line tells why (unknown)"
+        verdict = f"{STUCK[suspected[0].stuck]}; no line tells why (unknown)"
     else:
         verdict = "unknown"
     return Evidence(

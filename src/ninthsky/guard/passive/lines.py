@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 LONGEST = 4_000  # characters of a line that are looked at
+GZIP = b"\x1f\x8b"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
-# Words without which a line tells of no trouble. Everything else, the bulk of any log, is passed over.
-TROUBLE = re.compile(
-    r"error|err\b|fail|fatal|warn|exception|traceback|kill|time[d -]?out|xid|\baer\b|edac|\bmce\b|denied|refused|no space|lost"
-    r"|abort|panic|stuck|hang|hung|\boom\b|out of memory|\bnan\b|cannot|can't|could not|unable|not found|no such|corrupt"
-    r"|invalid|mismatch|unreachable|no route|reset|throttl|slowdown|unhealthy|fallen|missing|undefined symbol|already in use"
-    r"|not responding|blocked for|quota|overheat|temperature|interrupt|segfault|\b[A-Z]{2}\d{4}\b",
-    re.IGNORECASE,
+# Words without which a line tells of no trouble. Everything else, the bulk of any log, is passed over: plain words and not
+# patterns, since nearly all the time that a log takes goes into this.
+_WORDS = (
+    "error|fail|fatal|warn|exception|traceback|kill|timeout|timedout|timed out|timed-out|time out|time-out|xid|edac|denied"
+    "|refused|no space|lost|abort|panic|stuck|hang|hung|out of memory|cannot|can't|could not|unable|not found|no such|corrupt"
+    "|invalid|mismatch|unreachable|no route|reset|throttl|slowdown|unhealthy|fallen|missing|undefined symbol|already in use"
+    "|not responding|blocked for|quota|overheat|temperature|interrupt|segfault"
 )
+TROUBLE = tuple(_WORDS.split("|"))
+SHORT = re.compile(r"\b(?:aer|mce|oom|nan|[a-z]{2}\d{4})\b|err\b")  # in lower case
 CALM = re.compile(r"\b(NCCL INFO|INFO|DEBUG|TRACE)\b|^\s*\[?I\d{4} ")
 SERIOUS = re.compile(r"error|fail|fatal|exception|async event|timed? ?out|refused|no route", re.IGNORECASE)
 
@@ -63,23 +70,66 @@ class Line:
         return _MASK.sub("#", self.text)[:400]
 
 
+class LineReader:
+    """Takes the lines of one file in order; a line without a time has that of the last one that had one.
+
+    `rank` is whose file it is, where its path does not tell.
+    """
+
+    def __init__(self, path: Path, rank: int | None = None) -> None:
+        self.path = path
+        self._rank = rank_of(path) if rank is None else rank
+        self._host = host_of(path)
+        self._time: float | None = None
+
+    def take(self, number: int, raw: str) -> Line | None:
+        """The line where it may tell of trouble, else None."""
+        text = raw[:LONGEST].rstrip()
+        if not tells_of_trouble(text):
+            return None
+        found = time_of(text)
+        self._time = self._time if found is None else found
+        if CALM.search(text) and not SERIOUS.search(text):
+            return None
+        named = RANK_IN_LINE.search(text)
+        own = next(int(value) for value in named.groups() if value) if named else self._rank
+        said = _SYSLOG_HOST.match(text)
+        return Line(text, self.path, number, self._time, own, said[1] if said else self._host)
+
+
+def tells_of_trouble(text: str) -> bool:
+    """Whether a line has one of the words without which it tells of no trouble."""
+    lower = text.lower()
+    return any(word in lower for word in TROUBLE) or SHORT.search(lower) is not None
+
+
 def troubled(path: Path) -> Iterator[Line]:
-    """Lines that may tell of trouble, in order. A line without a time has that of the last one that had one."""
-    rank, host = rank_of(path), host_of(path)
-    time: float | None = None
-    with path.open("r", encoding="utf-8", errors="replace") as file:
-        for number, raw in enumerate(file, 1):
-            text = raw[:LONGEST].rstrip()
-            if not TROUBLE.search(text):
-                continue
-            found = time_of(text)
-            time = time if found is None else found
-            if CALM.search(text) and not SERIOUS.search(text):
-                continue
-            named = RANK_IN_LINE.search(text)
-            own = next(int(value) for value in named.groups() if value) if named else rank
-            said = _SYSLOG_HOST.match(text)
-            yield Line(text, path, number, time, own, said[1] if said else host)
+    """Lines that may tell of trouble, in order. Raises OSError."""
+    reader = LineReader(path)
+    for number, raw in lines_of(path):
+        if (line := reader.take(number, raw)) is not None:
+            yield line
+
+
+def lines_of(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line, none longer than `longest`: the rest of such a line is passed over, never held.
+
+    UTF-8, or UTF-16 where a byte-order mark says so; packed by gzip too. Raises OSError, after the lines that could be read.
+    """
+    with path.open("rb") as raw:
+        head = raw.peek(4)[:4]
+        binary = gzip.GzipFile(fileobj=raw) if head[:2] == GZIP else raw
+        encoding = "utf-16" if head[:2] in UTF16 and b"\0" in head[2:] else "utf-8"
+        number, whole = 0, True
+        try:
+            with io.TextIOWrapper(binary, encoding, errors="replace") as file:
+                while piece := file.readline(longest):
+                    if whole:
+                        number += 1
+                        yield number, piece
+                    whole = piece.endswith("\n")
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"gzip, cut or damaged after line {number}: {error}") from error
 
 
 def rank_of(path: Path) -> int | None:

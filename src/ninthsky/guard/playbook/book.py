@@ -74,15 +74,22 @@ class Cause:
 
 @dataclass(frozen=True)
 class Playbook:
-    """All causes, and the words of those who only suffer from another one's fault."""
+    """All causes, the words of those who only suffer from another one's fault, and what is printed whatever the cause is."""
 
     version: int
     causes: dict[str, Cause]
     echoes: tuple[re.Pattern[str], ...]
+    advice: tuple[re.Pattern[str], ...] = ()
 
     def is_echo(self, line: str) -> bool:
         """Whether a line only tells that somebody else has gone."""
         return any(pattern.search(line) for pattern in self.echoes)
+
+    def without_advice(self, text: str) -> str:
+        """The text without what programs print for their reader: a list of possible causes is evidence of none."""
+        for pattern in self.advice:
+            text = pattern.sub(" ", text)
+        return text
 
 
 def location() -> Path:
@@ -122,11 +129,12 @@ def parse(text: str, where: str) -> Playbook:
         if name not in causes
     ]
     echoes = _compiled("echoes", tree.get("echoes", {}).get("patterns", []), wrong)
+    advice = _compiled("advice", tree.get("advice", {}).get("patterns", []), wrong)
     if not causes:
         wrong.append("it has no [causes.NAME]")
     if wrong:
         raise UserError("N9-GRD-020", "; ".join(wrong[:8]), where, "n9 guard playbook --check FILE")
-    return Playbook(int(tree.get("version", 0)), causes, echoes)
+    return Playbook(int(tree.get("version", 0)), causes, echoes, advice)
 
 
 def _cause(name: str, tree: Any, wrong: list[str]) -> Cause | None:

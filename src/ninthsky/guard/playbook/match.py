@@ -25,28 +25,46 @@ class Finding:
 def match(text: str, book: Playbook) -> list[Finding]:
     """Best first. A cause's evidence is 1 - product of (1 - weight) over the patterns found, and shares the whole with the
     other causes' and with what nobody knows."""
-    text = text[:LONGEST]
-    found = {cause.name: hits for cause in book.causes.values() if (hits := _hits(cause, text))}
+    weights = weigh(text, book)
+    # Odds, not shares: a cause that is nearly sure takes nearly all, whatever else is faintly said.
+    odds = {name: weight.evidence / (1.0 - weight.evidence) for name, weight in weights.items()}
+    unknown = DEAF / (1.0 - DEAF) + _doubt(weights)
+    total = sum(odds.values()) + unknown
+    findings = [
+        Finding(name, book.causes[name].component_of(text), odds[name] / total, weight.words)
+        for name, weight in weights.items()
+    ]
+    findings.append(Finding(UNKNOWN, UNKNOWN, unknown / total))
+    return sorted(findings, key=lambda finding: (-finding.score, finding.cause))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What the patterns say for one cause: `evidence` from 0 to 1, and the words found, by the pattern's strength."""
+
+    evidence: float
+    words: tuple[tuple[str, str], ...]
+
+
+def weigh(text: str, book: Playbook) -> dict[str, Weight]:
+    """The causes that a pattern speaks for. Advice is looked past, and so is what comes after the first 20,000 characters."""
+    found = _found(book.without_advice(text[:LONGEST]), book)
+    evidence = _ordered(found, book)
+    return {name: Weight(evidence[name], tuple((p.strength, words) for p, words in hits)) for name, hits in found.items()}
+
+
+def _found(text: str, book: Playbook) -> dict[str, list[tuple[Pattern, str]]]:
+    return {cause.name: hits for cause in book.causes.values() if (hits := _hits(cause, text))}
+
+
+def _ordered(found: dict[str, list[tuple[Pattern, str]]], book: Playbook) -> dict[str, float]:
+    """Each cause's evidence, less where another one that was found as clearly lies before it."""
     evidence = {name: _together(hits) for name, hits in found.items()}
     for name in sorted(found, key=evidence.__getitem__, reverse=True):
         for behind in book.causes[name].over:
             if behind in evidence and evidence[name] >= min(CLEAR, evidence[behind]):
                 evidence[behind] *= BEHIND
-    # Odds, not shares: a cause that is nearly sure takes nearly all, whatever else is faintly said.
-    odds = {name: value / (1.0 - value) for name, value in evidence.items()}
-    unknown = DEAF / (1.0 - DEAF) + _doubt(evidence)
-    total = sum(odds.values()) + unknown
-    findings = [
-        Finding(
-            name,
-            book.causes[name].component_of(text),
-            odds[name] / total,
-            tuple((p.strength, words) for p, words in found[name]),
-        )
-        for name in found
-    ]
-    findings.append(Finding(UNKNOWN, UNKNOWN, unknown / total))
-    return sorted(findings, key=lambda finding: (-finding.score, finding.cause))
+    return evidence
 
 
 def _hits(cause: Cause, text: str) -> list[tuple[Pattern, str]]:
@@ -68,7 +86,7 @@ def _together(hits: list[tuple[Pattern, str]]) -> float:
     return 1.0 - max(left, 0.004)
 
 
-def _doubt(evidence: dict[str, float]) -> float:
+def _doubt(weights: dict[str, Weight]) -> float:
     """Where nothing was said strongly, nobody knows."""
-    best = max(evidence.values(), default=0.0)
+    best = max((weight.evidence for weight in weights.values()), default=0.0)
     return max(0.0, 1.5 * (0.7 - best))

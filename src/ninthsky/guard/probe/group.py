@@ -120,14 +120,20 @@ class Probe:
         later moment. So of several bad ranks the one with the lowest number is where the value came from: the others received
         it. The flags stay on the device until here, so nothing stalls.
         """
+        moments = [moment for moment, _ in self._outgoing]
+        outgoing = self.outgoing()
+        flags = [] if outgoing is None else outgoing.tolist()
+        bad = (number for number, flag in enumerate(flags) if not math.isfinite(flag))
+        return next((moments[number] << 32 | number for number in bad), None)
+
+    def outgoing(self) -> torch.Tensor | None:
+        """Ends the watch. 0 or NaN for each call that was checked, on its device: reading it waits for the device."""
         self._watching = False
         if not self._outgoing:
             return None
-        moments, values = zip(*self._outgoing, strict=True)
-        flags = torch.stack(values).tolist()
+        flags = torch.stack([value for _, value in self._outgoing])
         self._outgoing.clear()
-        bad = (number for number, flag in enumerate(flags) if not math.isfinite(flag))
-        return next((moments[number] << 32 | number for number in bad), None)
+        return flags
 
     def let_go(self) -> None:
         """Drops the inner groups. Their sockets must have been shut down before: an inner group waits for its own threads."""
@@ -264,6 +270,11 @@ class GuardGroup(dist.ProcessGroup):
             raise GroupGone(f"process group {self._name!r} belongs to a generation that was let go")
         return self.inner
 
+    def _work(self, name: str, work: dist.Work, group: int, number: int, sent: list[torch.Tensor]) -> dist.Work:
+        # A message's wait that runs out of time would break its connection; it ends by itself when that is cut.
+        by_turns = self._probe.by_turns and name not in (*POINT_TO_POINT, "recv_anysource")
+        return GuardWork(work, self._probe, group, number, by_turns)
+
     def _id(self, name: str, arguments: tuple[Any, ...]) -> int:
         """Under which id a call is counted. A pair of ranks counts its messages apart: others take no part in them."""
         key = self._name
@@ -301,9 +312,7 @@ def _forwarded(name: str, kind: _Kind) -> Callable[..., dist.Work | None]:
             raise
         finally:
             probe.spent(wall, cpu)
-        # A message's wait that runs out of time would break its connection; it ends by itself when that is cut.
-        by_turns = probe.by_turns and name not in (*POINT_TO_POINT, "recv_anysource")
-        return None if work is None else GuardWork(work, probe, group, number, by_turns)
+        return None if work is None else self._work(name, work, group, number, sent)
 
     collective.__name__ = name
     return collective

@@ -56,8 +56,16 @@ class Shard(msgspec.Struct, frozen=True, tag=True):
     xxh3: str
 
 
+class Wanted(msgspec.Struct, frozen=True, tag=True):
+    """The job has another number of ranks now: this one needs shard-R-S of rank R of before. Answered by Brought."""
+
+    generation: int
+    rank: int
+    step: int
+
+
 class Damaged(msgspec.Struct, frozen=True, tag=True):
-    """The file shard-R-S that this rank was to start from is not what was written, or does not fit. Another is wanted."""
+    """The file shard-R-S that a rank was to start from is not what was written, or does not fit. Another is wanted."""
 
     generation: int
     rank: int
@@ -74,9 +82,46 @@ class Bad(msgspec.Struct, frozen=True, tag=True):
     step: int
     attempt: int
     ranks: list[int]
-    what: Literal["nonfinite", "outlier"] = "nonfinite"
+    what: Literal["nonfinite", "outlier", "range"] = "nonfinite"
     figures: list[str] = []
     shares: list[int] = []
+
+
+class Corrupt(msgspec.Struct, frozen=True, tag=True):
+    """Numbers are not what they were, or not what another card makes of them. Answered by Decide, or by a new generation.
+
+    rest: the state of `ranks` changed while it rested. replicas: `ranks` hold other bits than most that should hold the same.
+    replay: `ranks` compute something else than others from the same numbers. Where nobody can be named, `suspects` are those
+    among whom it is. `trusted`: the newest step whose state can be gone back to; `reload`: every rank has that state by itself.
+    """
+
+    generation: int
+    step: int
+    attempt: int
+    kind: Literal["rest", "replicas", "replay"]
+    ranks: list[int]
+    trusted: int
+    reload: bool = False
+    suspects: list[int] = []
+    figures: list[str] = []
+
+
+class Anomaly(msgspec.Struct, frozen=True, tag=True):
+    """A rule of the training itself fired about the loss: what it saw from step `onset` on, and what it did.
+
+    `record` is known to `n9 why`. Told by one rank; the same again where a step is done again.
+    """
+
+    generation: int
+    step: int
+    onset: int
+    record: str
+    rule: str
+    verdict: str
+    facts: list[str]
+    ruled_out: list[str]
+    remedy: str
+    injected: bool = False
 
 
 class Halt(msgspec.Struct, frozen=True, tag=True):
@@ -135,6 +180,8 @@ class Assign(msgspec.Struct, frozen=True, tag=True):
     bind: str
     hosts: list[str]  # host of each rank
     ranks_before: dict[int, str] = {}  # rank -> "host/card" that held it in the last generation, where that changed
+    state_world: int = 0  # ranks whose shards make up the state, where those are not `world`: asked for by Wanted
+    verified: int | None = None  # newest step whose state can be trusted: later checkpoints are set aside. None: all can
 
 
 class Rendezvous(msgspec.Struct, frozen=True, tag=True):
@@ -152,6 +199,13 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class Brought(msgspec.Struct, frozen=True, tag=True):
+    """The file shard-R-S lies in this process's folder."""
+
+    rank: int
+    step: int
+
+
 class ShardHeld(msgspec.Struct, frozen=True, tag=True):
     """Another host holds shard (rank, step), checksum verified. Where there is only one host, its agent itself."""
 
@@ -161,11 +215,12 @@ class ShardHeld(msgspec.Struct, frozen=True, tag=True):
 
 class Decide(msgspec.Struct, frozen=True, tag=True):
     """What all ranks do with a bad step: redo it as it was, redo it with the data moved on by one rank to find out
-    whether the fault follows data or card (never applied), skip it, or apply it (outliers, where the guard only advises)."""
+    whether the fault follows data or card (never applied), skip it, apply it (outliers, where the guard only advises), or
+    redo it after those whose resting state changed have taken it from their own replica again."""
 
     step: int
     attempt: int
-    action: Literal["redo", "rotate", "skip", "apply"]
+    action: Literal["redo", "rotate", "skip", "apply", "restore"]
 
 
 class Permit(msgspec.Struct, frozen=True, tag=True):
@@ -185,8 +240,24 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """The job is over: exit."""
 
 
-ToAgent = Hello | Ready | StoreServing | Joined | Shard | Damaged | Bad | Halt | Committed | Broken | MayCommit | Finished
-ToRank = Assign | Rendezvous | Abort | ShardHeld | Decide | Permit | Fenced | Stop
+ToAgent = (
+    Hello
+    | Ready
+    | StoreServing
+    | Joined
+    | Shard
+    | Wanted
+    | Damaged
+    | Bad
+    | Corrupt
+    | Anomaly
+    | Halt
+    | Committed
+    | Broken
+    | MayCommit
+    | Finished
+)
+ToRank = Assign | Rendezvous | Abort | Brought | ShardHeld | Decide | Permit | Fenced | Stop
 
 _encoder = msgspec.msgpack.Encoder()
 _to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import time
 from enum import IntEnum
 from pathlib import Path
@@ -20,6 +21,8 @@ import xxhash
 GROUPS = 16  # process groups that fit
 HEADER = struct.Struct("<IIiiiHHffffffQd")  # see Record, after `sequence`
 GROUP = struct.Struct("<QIIQ")
+_ENTERED, _COUNT, _OP = struct.Struct("<QI"), struct.Struct("<I"), struct.Struct("<Q")  # parts of GROUP, and where they lie
+_ENQUEUED, _COMPLETED, _OPERATION = 8, 12, 16
 SIZE = HEADER.size + GROUPS * GROUP.size
 assert HEADER.size == 64
 
@@ -79,7 +82,7 @@ def group_id(name: str) -> int:
 
 
 class RecordWriter:
-    """Held by the rank. Not locked: one thread writes the header, and heartbeat() may come from another."""
+    """Held by the rank. One thread writes the header and enters collectives; heartbeat() and complete() come from any."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +92,7 @@ class RecordWriter:
         os.close(file)
         self._sequence = 0
         self._groups: dict[int, int] = {}  # id -> slot
+        self._completing = threading.Lock()
         self.state = EMPTY._replace(heartbeat=time.monotonic())
         self._write()
 
@@ -104,15 +108,17 @@ class RecordWriter:
     def enqueue(self, group: int, op: int) -> int:
         """A collective of `group` was entered. Returns its sequence number."""
         offset = self._slot(group)
-        _, enqueued, completed, _ = GROUP.unpack_from(self._map, offset)
-        GROUP.pack_into(self._map, offset, group, enqueued + 1, completed, op)
+        (enqueued,) = _COUNT.unpack_from(self._map, offset + _ENQUEUED)
+        _ENTERED.pack_into(self._map, offset, group, enqueued + 1)
+        _OP.pack_into(self._map, offset + _OPERATION, op)
         return int(enqueued) + 1
 
     def complete(self, group: int, number: int) -> None:
-        """Collective `number` of `group` has finished."""
-        offset = self._slot(group)
-        _, enqueued, completed, op = GROUP.unpack_from(self._map, offset)
-        GROUP.pack_into(self._map, offset, group, enqueued, max(completed, number), op)
+        """Collective `number` of `group` has finished. From any thread: it shares no bytes with `enqueue`."""
+        offset = self._slot(group) + _COMPLETED
+        with self._completing:
+            (completed,) = _COUNT.unpack_from(self._map, offset)
+            _COUNT.pack_into(self._map, offset, max(completed, number))
 
     def clear_groups(self) -> None:
         """A new generation counts from zero."""

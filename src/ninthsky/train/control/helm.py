@@ -45,6 +45,7 @@ class Helm:
         self._announced = b""
         self._step, self._rank = 0, -1
         self._tell: Callable[[Evidence], None] | None = None
+        self.outward: Callable[[Evidence], None] | None = None  # who else hears of records
 
     def keep_validation(self, tokens: np.ndarray, sequence: int, batch: int) -> None:
         """The tokens that every validation is on. Raises UserError N9-TRN-001 where they are too few."""
@@ -126,6 +127,8 @@ class Helm:
     def _record(self, record: Evidence) -> None:
         if self._tell is not None:
             self._tell(record)
+            if self.outward is not None:
+                self.outward(record)
 
     def _tell_refused(self) -> None:
         if self.orders is not None and self.orders.refused:

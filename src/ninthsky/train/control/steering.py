@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
@@ -79,6 +80,7 @@ class Control:
             trainer.step += 1
             return True
         recipe = self.program.recipe_at(self.recipe, trainer.step)
+        recipe = replace(recipe, micro_batches=trainer.recipe.micro_batches)  # with fewer ranks there are more
         if recipe != trainer.recipe:
             trainer.retune(recipe)
         return False

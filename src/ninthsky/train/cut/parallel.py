@@ -13,9 +13,10 @@ token goes to its experts from one rank only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,19 @@ from ninthsky.train.cut.sequence import HeadExchange, gather_around
 # Weights are gathered and reduced together up to this size: below it a collective costs its latency, not its bytes.
 UNIT_BYTES = 32 << 20
 
-Inspect = Callable[[Sequence[Tensor]], None]
+
+class Own(NamedTuple):
+    """This rank's own gradient of one weight, where it lies before it is reduced. `parameter` is where autograd put it;
+    `paired`: elements 2 n and 2 n + 1 of it are neighbours here too."""
+
+    weight: str
+    gradient: Tensor
+    parameter: nn.Parameter | None
+    paired: bool
+
+
+# Called with gradients as they lie in memory, and with what tells them by their weights.
+Inspect = Callable[[Sequence[Tensor], Callable[[], Sequence[Own]]], None]
 Block = Attention | FeedForward  # what tp cuts
 
 SHARDS = ("dp_shard", "cp")  # of a weight that tp cuts
@@ -57,8 +70,8 @@ class _WatchedReduceScatter:
     The two methods that `FSDPModule.set_custom_reduce_scatter` asks for; torch has no public name for their interface.
     """
 
-    def __init__(self, inspect: Inspect) -> None:
-        self.inspect = inspect
+    def __init__(self, inspect: Inspect, module: nn.Module) -> None:
+        self.inspect, self.module = inspect, module
 
     def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
@@ -66,9 +79,24 @@ class _WatchedReduceScatter:
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> dist.Work | None:
-        self.inspect([input_tensor])
+        self.inspect([input_tensor], lambda: self._by_weight(input_tensor, group.size()))
         work: dist.Work | None = reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
         return work
+
+    def _by_weight(self, flat: Tensor, ranks: int) -> Sequence[Own]:
+        """Views [ranks, elements of one rank's part, padding included] of what FSDP2 has laid side by side."""
+        state: Any = fully_shard.state(self.module)  # type: ignore[attr-defined]
+        groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+        weights = [weight for group in groups if group is not None for weight in group.fsdp_params]
+        rows, sizes = flat.view(ranks, -1), [weight.padded_sharded_param_size.numel() for weight in weights]
+        if sum(sizes) != rows.shape[1]:  # a weight that had no part in the loss
+            return [Own("", flat, None, False)]
+        names = [str(weight._param_fqn).removeprefix("model.") for weight in weights]
+        paired = all(size % 2 == 0 and _keeps_pairs(weight, ranks) for size, weight in zip(sizes, weights, strict=True))
+        return [
+            Own(name, part, weight._unsharded_param, paired)
+            for name, part, weight in zip(names, rows.split(sizes, dim=1), weights, strict=True)
+        ]
 
 
 def apply_mesh(
@@ -224,8 +252,15 @@ class _Cut:
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-        watched: Any = _WatchedReduceScatter(self.inspect)
+        watched: Any = _WatchedReduceScatter(self.inspect, module)
         module.set_custom_reduce_scatter(watched)
+
+
+def _keeps_pairs(weight: Any, ranks: int) -> bool:
+    """Whether FSDP2 cuts a weight so that neighbours 2 n and 2 n + 1 stay neighbours."""
+    shape, dim = weight._unsharded_param.shape, weight.fsdp_placement.dim
+    run = math.prod(shape[dim + 1 :]) * (-(-shape[dim] // ranks))
+    return run % 2 == 0 and math.prod(shape) % 2 == 0
 
 
 def sum_repeated(pieces: Sequence[Piece]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,13 @@ from torch.distributed.tensor import DTensor, Placement, Shard
 from ninthsky.train.cut.collectives import all_gather
 from ninthsky.train.cut.grid import Grid
 from ninthsky.train.cut.memory import bounds
+
+
+class Region(NamedTuple):
+    """Where a part of a tensor lies: its first element in each dimension, and the shape of the whole."""
+
+    start: tuple[int, ...]
+    whole: tuple[int, ...]
 
 
 @dataclass
@@ -69,6 +77,10 @@ class Piece:
         for box, size, part in zip(boxes, sizes, everyone.chunk(len(boxes)), strict=True):
             whole[box] = part[:size].view(whole[box].shape)
         return whole
+
+    def region(self) -> Region:
+        """Where the part of this rank lies."""
+        return Region(tuple(span.start for span in self.box()), tuple(self.shape))
 
     def box(self, rank: int | None = None) -> tuple[slice, ...]:
         """Where in the whole weight the part of this rank, or of another `rank` of the mesh, lies."""

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ninthsky.guard.probe.messages import (
     Bad,
     Broken,
     Committed,
+    Corrupt,
     Decide,
     Finished,
     Halt,
@@ -37,13 +38,17 @@ from ninthsky.model.decoder import Decoder
 from ninthsky.run.folder import append_line
 from ninthsky.train.control.anchors import kept
 from ninthsky.train.control.helm import Helm
+from ninthsky.train.control.records import guard_hears
 from ninthsky.train.control.steering import SIGNALS
 from ninthsky.train.control.trial import Decision, Trial
 from ninthsky.train.control.validation import set_apart
+from ninthsky.train.cut.parallel import Own
 from ninthsky.train.inject import Injector
 from ninthsky.train.job import TrainJob
 from ninthsky.train.rank.generation import form, leave, serve_store
+from ninthsky.train.rank.integrity import Found, Integrity
 from ninthsky.train.rank.shadow import mirror
+from ninthsky.train.rank.vote import Vote, cast
 from ninthsky.train.state import shards
 from ninthsky.train.state.replicas import Carried, Replicas
 from ninthsky.train.state.saves import Saves
@@ -59,17 +64,6 @@ if TYPE_CHECKING:  # elastic is the program that this module is imported by: it 
 HISTORY = "history.jsonl"
 
 
-@dataclass(frozen=True)
-class Vote:
-    """What every rank knows after the gate of a step."""
-
-    gates: list[Gate]
-    bad: list[int]  # ranks that the bad value came from; empty where it arose in the sum
-    finite: bool
-    held: int  # newest step of which every rank's state is held by another host
-    signals: list[list[float]]  # what control adds, by rank
-
-
 class Rank:
     """One process. `live` returns its exit status."""
 
@@ -77,7 +71,8 @@ class Rank:
         self, job: TrainJob, line: Line, record: RecordWriter, release: Release, shard_folder: Path, host: str
     ) -> None:
         torch.set_num_threads(1)
-        self.job, self.line, self.record, self.release = job, line, record, release
+        self.whole, self.line, self.record, self.release = job, line, record, release
+        self.job = job  # as it is cut in this generation
         self.shard_folder, self.host = shard_folder, host
         self.folder = Path(job.folder)
         self.device = device()
@@ -88,14 +83,17 @@ class Rank:
         if job.validate_every:
             tokens, apart = set_apart(tokens, job.validation)
         self.cursor = open_reader(tokens, job.sequence, job.batch, job.seed, job.mixture)
-        self._shares = [job.mesh.data_rank(rank) for rank in range(job.mesh.ranks)]
         self.injector = Injector(job.faults, self.folder, Path(job.events))
         self.helm = Helm(job.control, job.recipe, self.folder, Path(job.events or "/dev/null"), job.program, job.validate_every)
+        self.helm.outward = guard_hears(line, job.faults)
         if job.validate_every:
             self.helm.keep_validation(apart, job.sequence, job.batch)
         # What else goes into replicas and checkpoints, by name.
         self.carried: dict[str, Carried] = {"control": self.helm.control}
-        self.replicas = Replicas(line, shard_folder, job.replicate_every, job.steps, self.carried)
+        self.integrity = Integrity(job.replay_every, job.digest_parts, job.steps)
+        replicated = {**self.carried, "verified": self.integrity.verified}
+        self.replicas = Replicas(line, shard_folder, job.replicate_every, job.steps, replicated)
+        self.replicas.also = self.integrity.replays.due
         self.saves = Saves(line, self.folder / "checkpoint", job.events, self.carried)
         self.saves.keep = kept(job.control, job.checkpoint_every)
         self.assign: Assign | None = None
@@ -149,6 +147,7 @@ class Rank:
         model = Decoder(self.job.shape, seed=None if restoring else self.job.seed, held=False)
         trainer = Trainer(model, self._loss, self.job.recipe, self.job.steps, self.job.mesh, self.device)
         trainer.before_reduce.append(self._poison)
+        trainer.own_gradients.append(self._miscompute)
         trainer.moments.append(self.probe.at)
         return trainer
 
@@ -173,7 +172,7 @@ class Rank:
         return ""
 
     def _join(self, assign: Assign) -> None:
-        self.assign, self.trainer = assign, None
+        self.assign, self.trainer, self.job = assign, None, self.whole.at(assign.world)
         self.line.begin(assign.generation)
         self.release.begin()
         self.injector.rank = assign.rank
@@ -187,13 +186,14 @@ class Rank:
         form(assign, where, store, self.release.aborted)
         trainer = self._build(restoring=assign.resume_step >= 0)
         if assign.resume_step >= 0:
-            self.replicas.restore(assign, trainer)
+            self.replicas.restore(assign, trainer, self.whole.at(assign.state_world).mesh if assign.state_world else None)
         else:
             self.saves.restore(assign, trainer)
         self.trainer = trainer
         self.helm.join(assign.rank, self.device)
         self.replicas.begin(assign, trainer)
         self.saves.join(assign, trainer)
+        self.integrity.begin(assign, trainer)
         self._committed = -1
         self._cpu_at_join = time.process_time()
         self.record.update(step=trainer.step - 1)
@@ -203,6 +203,7 @@ class Rank:
         """Leaves nothing of the generation behind: neither its sockets nor what would hold them open."""
         self.record.update(phase=Phase.WAIT)
         self.saves.leave()
+        self.integrity.leave()
         self.release.sockets.abort()
         self.trainer = None
         leave(self.probe)
@@ -224,6 +225,7 @@ class Rank:
                     self._note(assign, step, 0, None, 0.0, 0.0)
                 continue
             figures, attempt = self._step(assign, trainer)
+            self.integrity.settled(step, figures is not None, self.replicas.due(step))
             self.replicas.after(step, trainer)
             if assign.rank == 0:
                 self._note(assign, step, attempt, figures, time.perf_counter() - begin, time.process_time() - cpu)
@@ -235,12 +237,17 @@ class Rank:
     def _step(self, assign: Assign, trainer: Trainer) -> tuple[StepFigures | None, int]:
         """One step, with as many attempts as rules and guard decide on. None for figures: it was left behind."""
         step, attempt, control = trainer.step, 0, self.helm.control
-        trial = control.trial(step, guarded=True)
+        trial, what = control.trial(step, guarded=True), "outlier"
         self.helm.validate(trainer, self.job.mesh.data_rank(assign.rank), self.job.mesh.data_ranks)
         while True:
             vote = self._attempt(assign, trainer, attempt, trial)
             if attempt == 0:
                 self.helm.hear(step, vote.signals)
+            found = self.integrity.judge(trainer, step, vote.checks, self._samples(step))
+            if found is not None and (vote.finite or found.kind != "range"):
+                self._wrong(assign, trainer, attempt, found, trial)
+                what, attempt = "range" if found.kind == "range" else what, attempt + 1
+                continue
             decision = trial.judge(vote.gates) if vote.finite else None
             if decision is not None and decision.verb == "apply":
                 self.record.update(phase=Phase.UPDATE)
@@ -251,15 +258,48 @@ class Rank:
             trainer.drop_gradients()
             self.record.update(phase=Phase.VERDICT)
             if decision is None or decision.verb == "ask":
-                asked = Bad(assign.generation, step, attempt, vote.bad, shares=self._shares)
+                asked = Bad(assign.generation, step, attempt, vote.bad, shares=self._shares())
                 if decision is not None:
                     ranks = list(decision.ranks)
-                    asked = Bad(assign.generation, step, attempt, ranks, "outlier", trial.told(), self._shares)
+                    asked = Bad(assign.generation, step, attempt, ranks, what, trial.told(), self._shares())  # type: ignore[arg-type]
                 decision = self._ask(asked, trial)
             if decision is not None and decision.verb != "again":
                 self._leave_behind(assign, trainer, decision)
                 return None, attempt
             attempt += 1
+
+    def _wrong(self, assign: Assign, trainer: Trainer, attempt: int, found: Found, trial: Trial) -> None:
+        """Numbers are not to be trusted: the step is not applied. Asks the guard, and does what it says."""
+        step, generation = trainer.step, assign.generation
+        trainer.drop_gradients()
+        self.record.update(phase=Phase.VERDICT)
+        ranks, figures = list(found.ranks), list(found.figures)
+        if found.kind == "range":
+            self.line.send(Bad(generation, step, attempt, ranks, "range", figures, self._shares()))
+        elif not (ranks or found.suspects):
+            if assign.rank == 0:
+                append_line(Path(self.job.events), {"time": time.time(), "kind": "replay.off", "step": step, "facts": figures})
+            return
+        else:
+            newest = {"rest": self.replicas.newest, "replicas": step - 2, "replay": self.integrity.verified.step}[found.kind]
+            reload = found.kind == "rest" and newest == step - 1 and self.replicas.here()
+            suspects = list(found.suspects)
+            self.line.send(Corrupt(generation, step, attempt, found.kind, ranks, newest, reload, suspects, figures))
+        answer = self.line.wait_for(Decide, lambda message: (message.step, message.attempt) == (step, attempt))
+        if answer.action == "restore" and assign.rank in found.ranks:
+            self.replicas.reload(trainer)
+        elif answer.action == "apply":
+            self.integrity.spare(step)
+        trial.rotated = int(answer.action == "rotate")
+
+    def _samples(self, step: int) -> Callable[[int], Tensor]:
+        """The samples of a share of the step's batch."""
+        ranks = self.job.mesh.data_ranks
+        return lambda share: self.injector.spoil(self.cursor.read(step, share, ranks), step, share)
+
+    def _shares(self) -> list[int]:
+        """Which share of the batch each rank has."""
+        return [self.job.mesh.data_rank(rank) for rank in range(self.job.mesh.ranks)]
 
     def _ask(self, bad: Bad, trial: Trial) -> Decision | None:
         """The guard's answer. None, or "again": the step is tried once more."""
@@ -282,14 +322,19 @@ class Rank:
         begin = time.perf_counter()
         self.record.update(step=step, attempt=attempt, phase=Phase.DATA, flags=0)
         share = (self.job.mesh.data_rank(assign.rank) + trial.rotated) % ranks
-        batch = self.injector.spoil(self.cursor.read(trial.batch, share, ranks), trial.batch, share)
-        computing = time.perf_counter()
-        self.record.update(phase=Phase.LOCAL)
-        self._poison_next = self.injector.due(step, attempt, "nan") is not None
+        batch = self._samples(trial.batch)(share)
         self.injector.turn_bad(step, attempt)
+        self.injector.flip_state(step, attempt, self.integrity.state)
+        self.record.update(phase=Phase.LOCAL)
+        replayed = trial.batch == step and not trial.rotated and self.integrity.due(step)
+        if replayed:
+            self.integrity.replay(trainer, step, self._samples(step))
+        computing = time.perf_counter()
+        self._poison_next = self.injector.due(step, attempt, "nan") is not None
+        self.injector.arm(step, attempt)
         cpu, before = time.thread_time(), self.probe.times()
         self.probe.watch()
-        trainer.local_gradients(batch)
+        self.integrity.work(trainer, batch, replayed)
         self.injector.drag(time.thread_time() - cpu - (self.probe.times().cpu - before.cpu))
         first_bad = self.probe.first_bad()
         gate = trainer.gate_values()
@@ -299,7 +344,8 @@ class Rank:
         flags = 0 if gate.finite and first_bad is None else NONFINITE
         self.record.update(phase=Phase.GATE, flags=flags)
         self.replicas.before_gate(step)
-        vote = self._vote(gate, first_bad, self.helm.row(step) if attempt == 0 else [0.0] * SIGNALS)
+        signals = self.helm.row(step) if attempt == 0 else [0.0] * SIGNALS
+        vote = cast(gate, self.integrity.row(), signals, self.replicas.held, first_bad, self.device)
         self._tell_committed(assign, vote.held)
         self.record.update(
             local_wall=local_wall * 1e3,
@@ -308,22 +354,6 @@ class Rank:
             communication=(self.probe.times().wall - before.wall) * 1e3,
         )
         return vote
-
-    def _vote(self, gate: Gate, first_bad: int | None, signals: list[float]) -> Vote:
-        """The gate. The rank whose bad value left it first is where it came from; one that never left comes after all."""
-        first = math.inf if first_bad is None else float(first_bad)
-        mine = [*gate.values(), *signals, float(self.replicas.held), first]
-        own = torch.tensor(mine, dtype=torch.float64, device=self.device)
-        everyone = torch.empty(dist.get_world_size() * len(own), dtype=torch.float64, device=self.device)
-        dist.all_gather_into_tensor(everyone, own)
-        rows = everyone.view(-1, len(own)).tolist()
-        gates = [Gate.of(row) for row in rows]
-        suspects = {rank: row[-1] for rank, row in enumerate(rows) if not gates[rank].finite or row[-1] < math.inf}
-        bad = [rank for rank, number in suspects.items() if number == min(suspects.values())]
-        total = Gate.total(gates)
-        held = min(int(row[-2]) for row in rows)
-        finite = not bad and math.isfinite(total.square_norm) and math.isfinite(total.loss)
-        return Vote(gates, bad, finite, held, [row[-2 - SIGNALS : -2] for row in rows])
 
     def _tell_committed(self, assign: Assign, step: int) -> None:
         """Said by one rank of each host, once for each step."""
@@ -339,6 +369,7 @@ class Rank:
             "step": step,
             "attempt": attempt,
             "generation": assign.generation,
+            "ranks": assign.world,
             "skipped": figures is None,
             "seconds": round(seconds, 5),
             "cpu_seconds": round(cpu_seconds, 5),  # of the rank that writes
@@ -364,11 +395,15 @@ class Rank:
                 self.injector.strike(self.record.state.step, self.record.state.attempt)
 
     def _poison(self, gradients: Any) -> None:
+        self.injector.flip_gradient(gradients)
         if self._poison_next:
             self._poison_next = False
             gradients[0][(0,) * gradients[0].dim()] = math.nan
+
+    def _miscompute(self, own: Sequence[Own]) -> None:
         if self.injector.gradient_factor != 1.0:
-            torch._foreach_mul_(list(gradients), self.injector.gradient_factor)
+            torch._foreach_mul_([one.gradient for one in own], self.injector.gradient_factor)
+            self.integrity.produced.accept(own)
 
     # -- checkpoints and the end --------------------------------------------------------------------------------------
 

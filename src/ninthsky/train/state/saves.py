@@ -19,6 +19,8 @@ from ninthsky.train.state.checkpoint.records import not_kept, not_loaded
 from ninthsky.train.state.replicas import Carried
 from ninthsky.train.step.trainer import Trainer
 
+NOT_TRUSTED = "it was written after the last state that is known to be right"
+
 
 class Saves:
     """One generation after another. A save that fails, or is skipped, is told in the run's events and never ends the run.
@@ -43,8 +45,19 @@ class Saves:
         self._saver = None
 
     def restore(self, assign: Assign, trainer: Trainer) -> None:
-        """The newest good checkpoint, where there is one (collective)."""
-        restored = checkpoint.restore(trainer, self._folder)
+        """The newest good checkpoint, where there is one (collective). Later ones than the guard trusts are set aside for good:
+        training does their steps again."""
+        newest = assign.verified
+        restored = checkpoint.restore(trainer, self._folder, lambda steps: newest is None or steps <= newest + 1)
+        if assign.rank == 0 and newest is not None:
+            for path in checkpoint.set_aside(self._folder, newest + 1):
+                self._record(
+                    "checkpoint.set_aside",
+                    lambda path=path: not_loaded(self._folder, path.name, NOT_TRUSTED, restored.step),  # type: ignore[misc]
+                    step=path.name,
+                    reason=NOT_TRUSTED,
+                    loaded=restored.step,
+                )
         if assign.rank == 0:
             for name, reason in restored.refused.items():
                 self._record(

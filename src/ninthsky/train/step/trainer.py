@@ -20,8 +20,8 @@ from ninthsky.model.router import Router
 from ninthsky.train.cut.collectives import all_gather, broadcast_from
 from ninthsky.train.cut.grid import Grid
 from ninthsky.train.cut.mesh import Mesh
-from ninthsky.train.cut.parallel import Inspect, apply_mesh, sum_repeated
-from ninthsky.train.cut.piece import Piece
+from ninthsky.train.cut.parallel import Own, apply_mesh, sum_repeated
+from ninthsky.train.cut.piece import Piece, Region
 from ninthsky.train.cut.pipeline import Loss, Pipeline, Root, micro_batches, sync_gradients
 from ninthsky.train.cut.schedule import Schedule
 from ninthsky.train.step.device import device as default_device
@@ -92,7 +92,8 @@ class Trainer:
     or, in place of `apply`, `drop_gradients()`: nothing has changed then, and the step can be done again.
     With `recipe.micro_batches` a batch goes through in so many parts, whose gradients are added up. With `mesh.pp` the model,
     a Decoder, is cut into parts, this rank keeps its own, and micro-batches go through them by `mesh.schedule`.
-    Hooks in `before_reduce` see, and may change, this rank's own gradients before they are mixed with other ranks'. Those in
+    Hooks in `before_reduce` see, and may change, this rank's own gradients before they are mixed with other ranks'; those in
+    `own_gradients` then see them by the names of their weights (order and layout are the same for the same work). Those in
     `moments` are told the pipeline schedule's time before each piece of work, by which stages can be compared.
     """
 
@@ -111,7 +112,8 @@ class Trainer:
         if recipe.compile:
             formulas.check(self.device)
         self.step = 0
-        self.before_reduce: list[Inspect] = []
+        self.before_reduce: list[Callable[[Sequence[Tensor]], None]] = []
+        self.own_gradients: list[Callable[[Sequence[Own]], None]] = []
         self.moments: list[Callable[[int], None]] = []
         by_part = mesh is not None and mesh.pp > 1 and mesh.schedule == "zero-bubble"  # the pipeline recomputes then
         for module in model.modules():
@@ -156,9 +158,13 @@ class Trainer:
                 loss, count = self.pipeline.run(micros, self._autocast)
             else:
                 loss, count = self._accumulate(micros)
-        own = [piece.parameter.grad for piece in self.pieces if not isinstance(piece.parameter, DTensor)]
+        own = [
+            Own(piece.name, piece.parameter.grad, piece.parameter, piece.parameter.numel() % 2 == 0)
+            for piece in self.pieces
+            if not isinstance(piece.parameter, DTensor) and piece.parameter.grad is not None
+        ]
         if own:
-            self._inspect([grad for grad in own if grad is not None])
+            self._inspect([one.gradient for one in own], lambda: own)
         sum_repeated(self.pieces)
         self._loss, self._count = float(loss), self._counted(count)
         return self._loss, self._count
@@ -267,6 +273,12 @@ class Trainer:
         shard["step"] = torch.tensor(self.step, dtype=torch.int64)
         return shard
 
+    def regions(self) -> dict[str, Region]:
+        """Where those tensors of `state_shard` that are parts of a whole lie in it."""
+        cut = {f"weight/{piece.name}": piece for piece in self.pieces}
+        cut |= {name: piece for name, (piece, tensor) in self.optimizer.state().items() if tensor.dim()}
+        return {name: piece.region() for name, piece in cut.items() if piece.mesh is not None}
+
     @torch.no_grad()
     def load_shard(self, shard: dict[str, Tensor]) -> None:
         """Takes what `state_shard` of the same rank at the same mesh gave. Raises ValueError for any other."""
@@ -363,9 +375,13 @@ class Trainer:
         for name in sorted(holder):
             yield name, broadcast_from(holder[name], here(name) if name in own else None, group, self.device)
 
-    def _inspect(self, gradients: Sequence[Tensor]) -> None:
+    def _inspect(self, gradients: Sequence[Tensor], by_weight: Callable[[], Sequence[Own]]) -> None:
         for hook in self.before_reduce:
             hook(gradients)
+        if self.own_gradients:
+            own = by_weight()
+            for look in self.own_gradients:
+                look(own)
         for norm in torch._foreach_norm(list(gradients)):
             self._own_square += norm.double().square()
 

@@ -10,7 +10,7 @@ records.py    what was not kept or not loaded, for `n9 why`
 
 from ninthsky.train.state.checkpoint.restoring import Restored, load_weights, restore
 from ninthsky.train.state.checkpoint.saver import Saved, Saver, save
-from ninthsky.train.state.checkpoint.seal import FORMAT, SEAL, check, checkpoints, newest_good
+from ninthsky.train.state.checkpoint.seal import FORMAT, SEAL, check, checkpoints, newest_good, set_aside
 
 __all__ = [
     "FORMAT",
@@ -24,4 +24,5 @@ __all__ = [
     "newest_good",
     "restore",
     "save",
+    "set_aside",
 ]

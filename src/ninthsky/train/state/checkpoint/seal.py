@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def checkpoints(folder: Path) -> list[Path]:
 def step_of(path: Path) -> int:
     """Finished steps of a checkpoint, from its name."""
     return int(path.name.removeprefix("step-"))
+
+
+def set_aside(folder: Path, newest: int) -> list[Path]:
+    """Renames checkpoints of more finished steps than `newest` to `distrusted-step-N`: kept for people, never loaded.
+    -> their names before."""
+    later = [path for path in checkpoints(folder) if step_of(path) > newest]
+    for path in later:
+        target = path.with_name(f"distrusted-{path.name}")
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier rollback
+        path.rename(target)
+    return later
 
 
 def newest_good(folder: Path) -> tuple[Path | None, dict[str, str]]:
