@@ -78,16 +78,18 @@ def records_of(job: tuple[Shard, Data], skip: dict[int, str], clock: Clock) -> l
     """One record per page of a shard. The pool's task."""
     shard, data = job
     extractor = Extractor(data)
-    out = []
+    ids: list[str] = []
+    documents: list[Document] = []
     for index, (id, html) in enumerate(_pages(shard)):
+        ids.append(id)
         if index in skip:
-            document = Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index]))
+            documents.append(Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index])))
         else:
             clock(index)
-            document = extractor(html)
-        out.append(record(id, document))
+            documents.append(extractor(html))
     clock(-1)
-    return out
+    extractor.judge(documents)
+    return [record(id, document) for id, document in zip(ids, documents, strict=True)]
 
 
 def record(id: str, document: Document) -> dict[str, Any]:

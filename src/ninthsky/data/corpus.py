@@ -44,13 +44,18 @@ def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) ->
     """Map: one shard of pages to one part file, written whole or not at all. Returns its number of rows."""
     source, target, data = shard
     extractor = Extractor(data)
-    rows: list[dict[str, Any]] = []
-    for index, page in enumerate(pq.read_table(source).to_pylist()):
+    pages = pq.read_table(source).to_pylist()
+    documents: list[Document] = []
+    for index, page in enumerate(pages):
         if index in skip:
-            document = Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index]))
+            documents.append(Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index])))
         else:
             clock(index)
-            document = extractor(page["html"] or b"")
+            documents.append(extractor(page["html"] or b""))
+    clock(-1)
+    extractor.judge(documents)
+    rows: list[dict[str, Any]] = []
+    for page, document in zip(pages, documents, strict=True):
         drop = document.drop
         rows.append({
             **{key: page[key] for key in ("id", "source", "path", "made")},
@@ -61,7 +66,6 @@ def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) ->
             "threshold": drop.threshold if drop else None, "detail": drop.detail if drop else None,
             "hash": None if drop else text_hash(document.text),
         })  # fmt: skip
-    clock(-1)
     kept = [row for row in rows if row["stage"] is None]
     for row, signature in zip(kept, signatures([row["text"] for row in kept]), strict=True):
         row["signature"] = signature.astype("<u4").tobytes()

@@ -9,7 +9,8 @@ from ninthsky.config.schema import Data
 from ninthsky.data.blocks import decode, parse
 from ninthsky.data.features import units
 from ninthsky.data.language import UNKNOWN, detect, share
-from ninthsky.data.quality import Rule, judge, table
+from ninthsky.data.rules.judge import Judge
+from ninthsky.data.rules.table import table
 from ninthsky.data.score import best_run, choose, weights
 
 # The steps of the funnel, in order. Each drop names one of them.
@@ -53,17 +54,30 @@ class Document:
 
 
 class Extractor:
-    """Settings and rule table, made once per process and used for every page."""
+    """Settings and rule table, made once per process and used for every page: each page alone, then the rules for many."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        self.rules: Sequence[Rule] = table(data.quality)
+        self._judge = Judge(table(data.quality))
 
     def __call__(self, html: bytes) -> Document:
-        """Never raises on account of the page's bytes; what cannot be used is dropped with its reason."""
+        """Reading, extraction, language. Never raises on account of the page's bytes; what cannot be used is dropped with its
+        reason."""
         document = Document()
         document.drop = self._read(html, document)
         return document
+
+    def judge(self, documents: Sequence[Document]) -> None:
+        """The quality rules, for all documents that are not dropped yet: figures, and the reason where a rule is broken."""
+        for language in self.data.languages:
+            left = [document for document in documents if document.drop is None and document.language == language]
+            for document, verdict in zip(left, self._judge([one.text for one in left], language), strict=True):
+                document.figures.update(verdict.figures)
+                document.text = verdict.text
+                if (rule := verdict.broken) is not None:
+                    document.drop = Drop(
+                        QUALITY, rule.name, verdict.figures[rule.name], rule.threshold(language), f"rule of {rule.source}"
+                    )
 
     def _read(self, html: bytes, document: Document) -> Drop | None:
         if len(html) > self.data.page_bytes:
@@ -97,10 +111,4 @@ class Extractor:
         document.figures["language_share"] = round(own, 6)
         if own < _MIXED:
             return Drop(LANGUAGE, "mixed_languages", own, _MIXED, f"too little of it is {document.language}: partly translated")
-        figures, broken = judge(document.text, document.language, self.rules)
-        document.figures.update(figures)
-        if broken is not None:
-            return Drop(
-                QUALITY, broken.name, figures[broken.name], broken.threshold(document.language), f"rule of {broken.source}"
-            )
         return None

@@ -13,7 +13,7 @@ from ninthsky.data.blocks import decode, parse
 from ninthsky.data.extract import STEPS
 from ninthsky.data.made import true_article
 from ninthsky.data.measure import token_f1
-from ninthsky.data.quality import table
+from ninthsky.data.rules.table import table
 from ninthsky.run import StageContext
 
 

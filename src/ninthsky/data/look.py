@@ -29,7 +29,9 @@ def find_page(folder: RunFolder, id: str) -> tuple[str, bytes]:
 
 def page_view(html: bytes, data: Data) -> dict[str, Any]:
     """What the extractor made of a page: its blocks with score and whether they were kept, and the decision on the whole."""
-    document = Extractor(data)(html)
+    extractor = Extractor(data)
+    document = extractor(html)
+    extractor.judge([document])
     blocks: list[dict[str, Any]] = []
     if (len(html) <= data.page_bytes and document.drop is None) or document.figures:
         page = parse(decode(html)[0])
