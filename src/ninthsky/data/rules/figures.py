@@ -286,7 +286,7 @@ def count_repetition(
             while total + 1 > room:
                 room *= 2
             text, at, polynomial, power, inverse, grams = _scratch(room)
-        # Sums from the text's start on: characters, the polynomial of all bytes, and its power, so that any n-gram costs the same.
+        # Sums from the text's start on (characters, the polynomial of the bytes, its power): any n-gram costs the same.
         w = 0
         for r in range(first[n], first[n + 1]):
             for k in range(word_first[run[r]], word_first[run[r] + 1]):

@@ -25,7 +25,7 @@ _ENDS = "”’…」』；：:\"'"  # with which a Chinese line may end as well
 
 @dataclass(frozen=True)
 class Verdict:
-    """Every figure by its rule's name, rounded to 6 places, and the first broken rule. `text` is what C4 left, where it was asked."""
+    """Figures by their rules' names, rounded to 6 places, and the first broken rule. `text` is what C4 left, where it was asked."""
 
     figures: dict[str, float]
     broken: Rule | None

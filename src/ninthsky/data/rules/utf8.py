@@ -38,6 +38,7 @@ def finish(hash_, length):
 
 @njit(cache=True)
 def hash_of(data, first, last):
+    """Of data[first:last], 64 bits."""
     hash_ = uint64(0)
     for i in range(first, last):
         hash_ = hash_ * BASE + uint64(data[i]) + uint64(1)
@@ -83,6 +84,7 @@ def line_break(data, i, end):
 
 @njit(cache=True)
 def strip_left(data, first, last):
+    """Where data[first:last] begins without the white space before it."""
     while first < last:
         width = space(data, first, last)
         if width == 0:
@@ -93,6 +95,7 @@ def strip_left(data, first, last):
 
 @njit(cache=True)
 def strip_right(data, first, last):
+    """Where data[first:last] ends without the white space behind it."""
     while last > first:
         if space(data, last - 1, last) == 1:
             last -= 1
@@ -107,6 +110,7 @@ def strip_right(data, first, last):
 
 @njit(cache=True)
 def characters(data, first, last):
+    """How many data[first:last] has."""
     count = 0
     for i in range(first, last):
         count += (data[i] & 0xC0) != 0x80
