@@ -25,7 +25,7 @@ _ENDS = "”’…」』；：:\"'"  # with which a Chinese line may end as well
 
 @dataclass(frozen=True)
 class Verdict:
-    """Figures by their rules' names, rounded to 6 places, and the first broken rule. `text` is what C4 left, where it was asked."""
+    """Figures by their rules' names, rounded to 6 places; the first broken rule; the text, or what C4 left of it."""
 
     figures: dict[str, float]
     broken: Rule | None

@@ -1,7 +1,8 @@
 """Words of texts, without looking at one twice: each run of bytes between white space is cut into words once, then remembered.
 
-English words are spaCy's (`spacy.blank("en")`), as datatrove's filters have them. spaCy never joins what white space separates, so
-a run always gives the same words. In Chinese and Japanese each ideograph or kana is a word, and so is each run of anything else.
+English words are spaCy's (`spacy.blank("en")`), as datatrove's filters have them. spaCy never joins what white space separates,
+so a run always gives the same words. In Chinese and Japanese each ideograph or kana is a word, and so is each run of anything
+else.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Column:
 
 
 class Words:
-    """The words of one language that were met so far. `runs` numbers the runs of texts; the columns say what their words are."""
+    """Words of one language that were met so far. `runs` numbers the runs of texts; the columns say what their words are."""
 
     def __init__(self, language: str) -> None:
         self.wide = language in WIDE_LANGUAGES
