@@ -107,8 +107,10 @@ def test_what_was_learnt_of_words_can_be_forgotten(judge: Judge, monkeypatch: py
 
 
 PIECES = (
-    "the", "of", "and", "Bees", "don't", "e.g.", "U.S.", "x.y", "(so)", "#1", "...", "…", "wait…", "end.", "end?", '"Yes!"', "co-op",
-    "3.5kg", "http://a.b/c?d", "naïve", "蜂蜜", "—", "•", "-", "a", "\u00a0", "\n", "\n", "\n\n", "\n\n\n", " \n", "\r\n", "\x85", "\u2028",
+    "the", "of", "and", "Bees", "don't", "e.g.", "U.S.", "x.y", "(so)", "#1", "...", "…", "wait…", "end.", "end?",
+    '"Yes!"', "co-op",
+    "3.5kg", "http://a.b/c?d", "naïve", "蜂蜜", "—", "•", "-", "a", "\u00a0", "\n", "\n", "\n\n", "\n\n\n", " \n", "\r\n",
+    "\x85", "\u2028",
     "  ", "\t", "the bees of the house", "[1]", "[edit]", "JavaScript", "we use cookies", "Mr.", "cannot", "gonna!", "I'm.",
 )  # fmt: skip
 

@@ -114,7 +114,7 @@ class Words:
         self._seen: dict[str, int] = {}
         self.first = Column(np.int64, 0)  # run r has the words words[first[r] : first[r + 1]]
         self.words = Column(np.int64)
-        # Of each word: a hash, the polynomial of its bytes, the polynomial's base to the power of their number, and the inverse.
+        # Of each word: a hash, the polynomial of its bytes, the base to the power of their number, the inverse of that.
         self.hashes, self.polynomials, self.powers, self.inverses = (Column(np.uint64) for _ in range(4))
         self.lengths, self.letters, self.flags = (Column(np.int64) for _ in range(3))
 
