@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from ninthsky.config.schema import Data
 from ninthsky.data.duplicates import PERMUTATIONS, near_duplicates, signatures, text_hash
-from ninthsky.data.extract import EXACT, NEAR, READING, STEPS, Document, Drop, Extractor
+from ninthsky.data.extract import EXACT, NEAR, STEPS, Drop, Extractor, documents_of
 from ninthsky.data.funnel import report
+from ninthsky.data.pages import raw_of
 from ninthsky.data.pool import Clock, map_shards
 from ninthsky.run import StageContext
 
@@ -23,7 +24,7 @@ _SPAN = pa.struct([("first", pa.int32()), ("last", pa.int32())])  # blocks, the 
 DOCUMENTS = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("language", pa.string()), ("text", pa.string()),
     ("spans", pa.list_(_SPAN)), ("figures", pa.map_(pa.string(), pa.float64())), ("encoding", pa.string()),
-    ("made", pa.bool_()),
+    ("made", pa.bool_()), ("licence", pa.string()), ("robots", pa.string()),
 ])  # fmt: skip
 DROPPED = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("stage", pa.string()), ("rule", pa.string()),
@@ -45,21 +46,14 @@ def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) ->
     source, target, data = shard
     extractor = Extractor(data)
     pages = pq.read_table(source).to_pylist()
-    documents: list[Document] = []
-    for index, page in enumerate(pages):
-        if index in skip:
-            documents.append(Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index])))
-        else:
-            clock(index)
-            documents.append(extractor(page["html"] or b""))
-    clock(-1)
-    extractor.judge(documents)
+    documents = documents_of(extractor, [raw_of(page) for page in pages], skip, clock)
     rows: list[dict[str, Any]] = []
     for page, document in zip(pages, documents, strict=True):
         drop = document.drop
         rows.append({
             **{key: page[key] for key in ("id", "source", "path", "made")},
             "language": document.language, "text": document.text, "encoding": document.encoding,
+            "licence": document.licence, "robots": document.robots,
             "spans": [{"first": first, "last": last} for first, last in document.spans],
             "figures": list(document.figures.items()),
             "stage": drop.stage if drop else None, "rule": drop.rule if drop else None, "figure": drop.figure if drop else None,

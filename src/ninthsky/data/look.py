@@ -11,30 +11,34 @@ from rich.text import Text
 from ninthsky.config.schema import Data
 from ninthsky.data.blocks import decode, parse
 from ninthsky.data.extract import Extractor
+from ninthsky.data.formats import Raw
+from ninthsky.data.pages import raw_of
 from ninthsky.data.score import choose
 from ninthsky.errors import UserError
 from ninthsky.run.folder import RunFolder, read_json
 
 
-def find_page(folder: RunFolder, id: str) -> tuple[str, bytes]:
-    """(source and path, bytes) of a page of a run. Raises UserError N9-WHY-001."""
+def find_page(folder: RunFolder, id: str) -> tuple[str, Raw]:
+    """(source and path, page) of a page of a run. Raises UserError N9-WHY-001."""
     for path in sorted((folder.stage("data.pages") / "pages").glob("*.parquet")):
         rows = pq.read_table(path, filters=[("id", "=", id)]).to_pylist()
         if rows:
-            return f"{rows[0]['source']} {rows[0]['path']}", rows[0]["html"]
+            return f"{rows[0]['source']} {rows[0]['path']}", raw_of(rows[0])
     raise UserError(
         "N9-WHY-001", f"no page has the id {id!r}", str(folder.path), "a file of HTML can be looked at too: n9 data look FILE"
     )
 
 
-def page_view(html: bytes, data: Data) -> dict[str, Any]:
+def page_view(raw: Raw, data: Data) -> dict[str, Any]:
     """What the extractor made of a page: its blocks with score and whether they were kept, and the decision on the whole."""
     extractor = Extractor(data)
-    document = extractor(html)
+    document = extractor(raw)
     extractor.judge([document])
     blocks: list[dict[str, Any]] = []
-    if (len(html) <= data.page_bytes and document.drop is None) or document.figures:
-        page = parse(decode(html)[0])
+    if raw.kind == "text":
+        blocks = [{"kept": True, "score": 0.0, "tag": "", "text": line} for line in document.text.split("\n")]
+    elif (len(raw.data) <= data.page_bytes and document.drop is None) or document.figures:
+        page = parse(decode(raw.data)[0])
         spans, scores = choose(page)
         kept = {index for first, last in spans for index in range(first, last)}
         blocks = [
