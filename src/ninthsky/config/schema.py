@@ -66,6 +66,7 @@ class Data(Block):
     page_seconds: Seconds = 5.0
     page_bytes: PositiveInt = 20_000_000
     near_duplicate: Share = 0.80
+    mask: tuple[Literal["email", "phone", "id_card", "bank_card", "ip"], ...] = ("email", "phone", "id_card", "bank_card", "ip")
     held_out: Share = 0.05
     vocab: PositiveInt | None = None
     quality: Quality = Quality()

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from ninthsky.config.schema import Data
 from ninthsky.data.duplicates import PERMUTATIONS, near_duplicates, signatures, text_hash
 from ninthsky.data.extract import EXACT, NEAR, STEPS, Drop, Extractor, documents_of
-from ninthsky.data.funnel import report
+from ninthsky.data.funnel import MASKED, report
 from ninthsky.data.pages import raw_of
+from ninthsky.data.personal import mask
 from ninthsky.data.pool import Clock, map_shards
 from ninthsky.run import StageContext
 
@@ -47,6 +48,10 @@ def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) ->
     extractor = Extractor(data)
     pages = pq.read_table(source).to_pylist()
     documents = documents_of(extractor, [raw_of(page) for page in pages], skip, clock)
+    for document in documents:
+        if document.drop is None:
+            document.text, masked = mask(document.text, data.mask)
+            document.figures.update({f"{MASKED}{kind}": count for kind, count in masked.items()})
     rows: list[dict[str, Any]] = []
     for page, document in zip(pages, documents, strict=True):
         drop = document.drop

@@ -95,6 +95,9 @@ def card_lines(content: dict[str, Any]) -> list[str]:
         rules = ", ".join(f"{rule} {count}" for rule, count in step["by_rule"].items())
         lines.append(f"  {step['step']:16s} {step['in']:>8,} -> {step['kept']:>8,}  {rules}")
     lines.append("  languages  " + ", ".join(f"{name} {count:,}" for name, count in funnel["languages"].items()))
+    licences = ", ".join(f"{name} {count:,}" for name, count in funnel["licences"].items())
+    masked = ", ".join(f"{name} {count:,}" for name, count in funnel["masked"].items())
+    lines += [f"  licences   {licences}", f"  masked     {masked or 'nothing'}"]
     if made:
         lines.append(
             f"  made pages (synthetic): article F1 {made['f1']:.3f}, whole page {made['whole_page_f1']:.3f}; "

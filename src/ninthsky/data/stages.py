@@ -19,7 +19,7 @@ STAGES = (
         version=2,
         run="ninthsky.data.corpus:run",
         needs=("data.pages",),
-        uses=("data.languages", "data.page_seconds", "data.page_bytes", "data.near_duplicate", "data.quality"),
+        uses=("data.languages", "data.page_seconds", "data.page_bytes", "data.near_duplicate", "data.mask", "data.quality"),
         explain="ninthsky.data.why:explain",
     ),
     Stage(
