@@ -1,6 +1,6 @@
 """Personal data in texts, masked where it stands: e-mail addresses, telephone numbers, identity and bank cards, hosts.
 
-Numbers that carry a check digit are held against it, so that a serial number of the same length stays. Service numbers (400, 800)
+Numbers that carry a check digit are held against it, so that serial numbers of the same length stay. Service numbers (400, 800)
 and private addresses (192.168...) are nobody's and stay too.
 """
 
