@@ -3,18 +3,15 @@
     python -m benchmarks.data [PAGES.parquet]
 
 trafilatura lives in an environment of its own (.cache/bench-data, made here) and reads the same pages in the same run, one
-process each, in turns; both are timed by processor time per page. Other peers of issue 5 (datatrove, rensa) are not here yet:
-their keys are left out rather than guessed.
+process each, in turns; both are timed by processor time per page. Then benchmarks.rules. Other peers of issue 5 (rensa,
+datatrove's whole pipeline) are not here yet: their keys are left out rather than guessed.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import time
-import venv
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +19,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from benchmarks import rules
+from benchmarks.peers import ROOT, Peer, interpreter
 from benchmarks.report import median_interval, publish
 from ninthsky.data.blocks import decode, parse
 from ninthsky.data.fit import fitted_on, kept_text
@@ -29,7 +28,6 @@ from ninthsky.data.made import made_pages
 from ninthsky.data.measure import token_f1
 from ninthsky.data.score import choose
 
-ROOT = Path(__file__).parent.parent
 PEER = "trafilatura==2.3.1"
 PEER_NEEDS = ("lxml_html_clean",)  # its justext imports a part that lxml has since given away
 ROUNDS = 5
@@ -51,38 +49,6 @@ while header := sys.stdin.buffer.read(4):
 """
 
 
-def peer_python() -> str:
-    """The interpreter of the peer's own environment, made the first time."""
-    folder = ROOT / ".cache" / "bench-data"
-    python = folder / "bin" / "python"
-    ready = folder / "ready"
-    if not ready.exists() or ready.read_text() != PEER:
-        print(f"making {folder} with {PEER} ...", flush=True)
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", PEER, *PEER_NEEDS], check=True)
-        ready.write_text(PEER)
-    return str(python)
-
-
-class Peer:
-    """trafilatura, fed one page at a time."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [peer_python(), "-c", _PEER_PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def __call__(self, html: bytes) -> tuple[str, float]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(len(html).to_bytes(4, "little") + html)
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        return answer["text"], answer["seconds"]
-
-
 def ours(html: bytes) -> tuple[str, float]:
     """Our extraction alone, as the peer's: bytes to text."""
     began = time.process_time()
@@ -94,7 +60,13 @@ def ours(html: bytes) -> tuple[str, float]:
 def main(source: Path) -> None:
     """Prints the table and, last, one JSON object."""
     rows = [row for row in pq.read_table(source).to_pylist() if not fitted_on(row["id"])]
-    tools: dict[str, Callable[[bytes], tuple[str, float]]] = {"ours": ours, "trafilatura": Peer()}
+    peer = Peer(interpreter("bench-data", PEER, *PEER_NEEDS), _PEER_PROGRAM)
+
+    def trafilatura(html: bytes) -> tuple[str, float]:
+        answer = peer(html)
+        return answer["text"], answer["seconds"]
+
+    tools: dict[str, Callable[[bytes], tuple[str, float]]] = {"ours": ours, "trafilatura": trafilatura}
     ours(rows[0]["html"])
     f1: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
     ratios: dict[str, list[float]] = defaultdict(list)
@@ -145,7 +117,8 @@ def main(source: Path) -> None:
     table.append(
         [f"F1, {len(articles)} made spam-wrapped pages (synthetic)", figures["made_f1_ours"], figures["made_f1_trafilatura"]]
     )
-    publish("data", table, figures, columns=("what", "ours", PEER))
+    rows_of_rules, figures_of_rules = rules.measure(source)
+    publish("data", [*table, *rows_of_rules], figures | figures_of_rules, columns=("what", "ours", "peer"))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import os
 import tarfile
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from ninthsky.data import handbook
+from ninthsky.data.formats import Raw
 from ninthsky.data.pages import choose, document_id
-from ninthsky.data.sources import Entry, Source, entry, from_path, group, open_source
+from ninthsky.data.sources import Entry, Source, entry, group, open_source
 from ninthsky.errors import UserError
 from ninthsky.run.progress import PlainScreen, Progress
 
@@ -32,12 +30,12 @@ quiet = Quiet()
 
 
 def test_a_folder_is_read_in_path_order(tmp_path: Path) -> None:
-    for name in ("b/two.html", "a/one.HTM", "c.txt", "zh-CN/apt.html"):
+    for name in ("b/two.html", "a/one.HTM", "c.pdf", "zh-CN/apt.html"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     source = open_source(str(tmp_path), quiet)
     assert [e.path for e in source.entries] == ["a/one.HTM", "b/two.html", "zh-CN/apt.html"]
-    assert list(source.read(["b/two.html"])) == [("b/two.html", b"b/two.html")]
+    assert list(source.read(["b/two.html"])) == [Raw("b/two.html", b"b/two.html")]
     assert source.entries[2].language == "zh"
 
 
@@ -47,39 +45,6 @@ def test_translations_are_one_group() -> None:
         group("debian-handbook", "en-US/x.html") == group("debian-handbook", "zh-CN/x.html") != group("other", "en-US/x.html")
     )
     assert entry("sites/page.html").language == ""
-
-
-def test_warc(tmp_path: Path) -> None:
-    def response(url: str, kind: str, body: bytes) -> bytes:
-        http = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-        head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nWARC-Record-ID: <urn:uuid:{url}>\r\n"
-        head += "WARC-Date: 2024-01-01T00:00:00Z\r\nContent-Type: application/http; msgtype=response\r\n"
-        head += f"Content-Length: {len(http)}\r\n\r\n"
-        return gzip.compress(head.encode() + http + b"\r\n\r\n")
-
-    path = tmp_path / "pages.warc.gz"
-    records = [
-        response("http://a/", "text/html", b"<p>a</p>"),
-        response("http://b/", "image/png", b"png"),
-        response("http://c/", "text/html", b"<p>c</p>"),
-    ]
-    path.write_bytes(b"".join(records))
-    source = from_path(str(path))
-    assert [e.path for e in source.entries] == ["http://a/", "http://c/"]
-    assert list(source.read(["http://c/"])) == [("http://c/", b"<p>c</p>")]
-    # Cut in the middle of the last record: what was whole is read.
-    path.write_bytes(b"".join(records)[:-40])
-    assert [e.path for e in from_path(str(path)).entries][:1] == ["http://a/"]
-
-
-def test_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "pages.parquet"
-    pq.write_table(pa.table({"id": ["x", "y", "x"], "html": [b"<p>1</p>", None, b"<p>3</p>"]}), path)
-    source = from_path(str(path))
-    assert list(source.read(["x", "y"])) == [("x", b"<p>1</p>"), ("y", b"")]
-    pq.write_table(pa.table({"url": ["x"]}), path)
-    with pytest.raises(UserError, match="no columns id and html"):
-        from_path(str(path))
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "kind"])
@@ -190,5 +155,5 @@ def test_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apt(tmp_path, monkeypatch, script)
     for _ in range(2):
         source = open_source("debian-handbook", quiet)
-        assert list(source.read(["en-US/a.html"])) == [("en-US/a.html", b"<p>a</p>")]
+        assert list(source.read(["en-US/a.html"])) == [Raw("en-US/a.html", b"<p>a</p>")]
     assert (tmp_path / "calls").read_text() == "x\n"

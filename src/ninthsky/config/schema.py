@@ -53,6 +53,8 @@ class Quality(Block):
     max_bullet_lines: Share = 0.90
     max_ellipsis_lines: Share = 0.30
     min_terminal_lines: Share = 0.12
+    max_repeated_line_characters: Share = 0.01  # English
+    c4: bool = False  # English: C4's lines taken out, as FineWeb asks it (lines need not end in a mark)
 
 
 class Data(Block):
@@ -64,6 +66,7 @@ class Data(Block):
     page_seconds: Seconds = 5.0
     page_bytes: PositiveInt = 20_000_000
     near_duplicate: Share = 0.80
+    mask: tuple[Literal["email", "phone", "id_card", "bank_card", "ip"], ...] = ("email", "phone", "id_card", "bank_card", "ip")
     held_out: Share = 0.05
     vocab: PositiveInt | None = None
     quality: Quality = Quality()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,86 +13,72 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ninthsky.config.schema import Data
-from ninthsky.data.extract import READING, Document, Drop, Extractor
+from ninthsky.data.extract import Document, Extractor, documents_of
+from ninthsky.data.formats import Raw, columns_of, files_of, read_file, row_of, suffix
 from ninthsky.data.pool import Clock, map_shards
-from ninthsky.data.sources import from_path
 from ninthsky.errors import UserError
 
 _PAGES = 16  # of one shard
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Pages by reference: rows [start, stop) of a Parquet row group, or names within another kind of source."""
+class Rows:
+    """Pages by reference, for a local Parquet file: rows [start, stop) of a row group."""
 
     path: str
-    group: int = -1
-    start: int = 0
-    stop: int = 0
-    names: tuple[str, ...] = ()
+    group: int
+    start: int
+    stop: int
 
 
-def shards_of(path: Path) -> Iterator[Shard]:
-    """Shards of a file or folder. Raises UserError N9-DATA-001 when it holds no pages."""
-    if path.suffix.lower() == ".parquet" and path.is_file():
-        try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                "N9-DATA-001",
-                f"not a Parquet file: {error}",
-                str(path),
-                "give HTML files, or a Parquet with columns id and html",
-            ) from error
-        if not {"id", "html"} <= set(file.schema_arrow.names):
-            have = ", ".join(file.schema_arrow.names)
-            raise UserError(
-                "N9-DATA-001", f"the Parquet has no columns id and html; it has {have}", str(path), "rename its columns"
-            )
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            for start in range(0, rows, _PAGES):
-                yield Shard(str(path), group, start, min(start + _PAGES, rows))
-        return
-    source = from_path(str(path))
-    names = [entry.path for entry in source.entries]
-    for start in range(0, len(names), _PAGES):
-        yield Shard(str(path), names=tuple(names[start : start + _PAGES]))
+Shard = Rows | tuple[Raw, ...]
+
+
+def shards_of(path: str) -> Iterator[Shard]:
+    """Shards of a file, a folder or a URL, read as they are asked for. Raises UserError N9-DATA-001 when it holds no pages."""
+    for url, name in files_of(path):
+        local = url.removeprefix("file://")
+        if suffix(url) == ".parquet" and "://" not in local:
+            yield from _row_groups(local)
+            continue
+        raws = read_file(url, name)
+        while part := tuple(itertools.islice(raws, _PAGES)):
+            yield part
+
+
+def _row_groups(path: str) -> Iterator[Rows]:
+    """Raises UserError N9-DATA-001."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            "N9-DATA-001", f"not a Parquet file: {error}", path, "give HTML files, or a Parquet with columns id and html"
+        ) from error
+    columns_of(file, path)
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        for start in range(0, rows, _PAGES):
+            yield Rows(path, group, start, min(start + _PAGES, rows))
 
 
 @functools.lru_cache(maxsize=1)
-def _group(path: str, group: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.ParquetFile(path).read_row_group(group, columns=["id", "html"]).to_pylist()
-    return rows
-
-
-def _pages(shard: Shard) -> Iterator[tuple[str, bytes]]:
-    if shard.group >= 0:
-        for row in _group(shard.path, shard.group)[shard.start : shard.stop]:
-            html = row["html"] or b""
-            yield str(row["id"]), html.encode() if isinstance(html, str) else html
-        return
-    yield from from_path(shard.path).read(list(shard.names))
+def _group(path: str, group: int) -> list[Raw]:
+    file = pq.ParquetFile(path)
+    first = sum(file.metadata.row_group(before).num_rows for before in range(group))
+    rows = file.read_row_group(group, columns=columns_of(file, path)).to_pylist()
+    return [row_of(row, f"{Path(path).name}#{first + number}") for number, row in enumerate(rows, start=1)]
 
 
 def records_of(job: tuple[Shard, Data], skip: dict[int, str], clock: Clock) -> list[dict[str, Any]]:
     """One record per page of a shard. The pool's task."""
     shard, data = job
-    extractor = Extractor(data)
-    out = []
-    for index, (id, html) in enumerate(_pages(shard)):
-        if index in skip:
-            document = Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index]))
-        else:
-            clock(index)
-            document = extractor(html)
-        out.append(record(id, document))
-    clock(-1)
-    return out
+    pages = _group(shard.path, shard.group)[shard.start : shard.stop] if isinstance(shard, Rows) else shard
+    documents = documents_of(Extractor(data), pages, skip, clock)
+    return [record(page.path, document) for page, document in zip(pages, documents, strict=True)]
 
 
 def record(id: str, document: Document) -> dict[str, Any]:
-    """id, language, text, spans kept (block ranges, last one not included), figures, decision, reason."""
+    """id, language, text, spans kept (block ranges, last one not included), figures, licence, robots, decision, reason."""
     drop = document.drop
     reason = None
     if drop is not None:
@@ -109,14 +96,18 @@ def record(id: str, document: Document) -> dict[str, Any]:
         "spans": [list(span) for span in document.spans],
         "figures": document.figures,
         "encoding": document.encoding,
+        "licence": document.licence,
+        "robots": document.robots,
         "decision": "kept" if drop is None else "dropped",
         "reason": reason,
     }
 
 
-def extract(paths: Sequence[Path], data: Data, workers: int) -> Iterator[dict[str, Any]]:
-    """Records of all pages in the order of `paths`, made by `workers` processes."""
-    jobs = [(shard, data) for path in paths for shard in shards_of(path)]
+def extract(paths: Sequence[str], data: Data, workers: int) -> Iterator[dict[str, Any]]:
+    """Records of all pages in the order of `paths` (files, folders, URLs), made by `workers` processes."""
+    for path in paths:
+        files_of(path)  # all paths are looked at before the first is read
+    jobs = ((shard, data) for path in paths for shard in shards_of(path))
     early: dict[int, list[dict[str, Any]]] = {}
     following = 0
     for index, records in map_shards(records_of, jobs, workers, data.page_seconds):

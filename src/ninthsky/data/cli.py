@@ -19,14 +19,14 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="JSON lines in
 
 @app.command
 def extract(
-    *paths: Path, languages: str = "en,zh", workers: int | None = None, page_seconds: float = 5.0, json_: Json = False
+    *paths: str, languages: str = "en,zh", workers: int | None = None, page_seconds: float = 5.0, json_: Json = False
 ) -> int:
-    """Articles of HTML files, folders, WARCs or Parquet files (columns id and html): one line per page.
+    """Articles of HTML, WARC, WET, JSON lines, Parquet or text files, or folders of them: one line per page.
 
     Parameters
     ----------
     paths:
-        What to read.
+        What to read: paths, or URLs that fsspec opens.
     languages:
         Languages to keep; pages in others are dropped, with that reason.
     workers:
@@ -41,9 +41,6 @@ def extract(
         raise UserError(
             "N9-DATA-001", "no path was given", "n9 data extract", "n9 data extract PAGE.html FOLDER pages.parquet --json"
         )
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise UserError("N9-DATA-001", f"no such file or folder: {', '.join(missing)}", "n9 data extract", "check the path")
     data = Data(languages=tuple(languages.split(",")), page_seconds=page_seconds)
     kept = total = 0
     for record in extracted(paths, data, workers or os.cpu_count() or 1):
@@ -76,12 +73,13 @@ def look(page: str, *, run: str | None = None, store: str = "runs", json_: Json 
     from rich.console import Console
 
     from ninthsky.config.schema import Data, Settings
+    from ninthsky.data.formats import Raw
     from ninthsky.data.look import find_page, page_view, painted
     from ninthsky.run.folder import find_run, read_json
 
     if page.startswith("doc-"):
         folder = find_run(Path(store), run)
-        name, html = find_page(folder, page)
+        name, raw = find_page(folder, page)
         data = Settings.model_validate(read_json(folder.path / "settings.json") or {}).data
     else:
         path = Path(page)
@@ -89,8 +87,8 @@ def look(page: str, *, run: str | None = None, store: str = "runs", json_: Json 
             raise UserError(
                 "N9-DATA-001", f"no such file: {page}", "n9 data look", "give a file of HTML, or an id that starts with doc-"
             )
-        name, html, data = page, path.read_bytes(), Data()
-    view = page_view(html, data)
+        name, raw, data = page, Raw(page, path.read_bytes()), Data()
+    view = page_view(raw, data)
     if json_:
         print(json.dumps({"page": name, **view}, ensure_ascii=False))
         return OK

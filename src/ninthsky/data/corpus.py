@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from ninthsky.config.schema import Data
 from ninthsky.data.duplicates import PERMUTATIONS, near_duplicates, signatures, text_hash
-from ninthsky.data.extract import EXACT, NEAR, READING, STEPS, Document, Drop, Extractor
-from ninthsky.data.funnel import report
+from ninthsky.data.extract import EXACT, NEAR, STEPS, Drop, Extractor, documents_of
+from ninthsky.data.funnel import MASKED, report
+from ninthsky.data.pages import raw_of
+from ninthsky.data.personal import mask
 from ninthsky.data.pool import Clock, map_shards
 from ninthsky.run import StageContext
 
@@ -23,7 +25,7 @@ _SPAN = pa.struct([("first", pa.int32()), ("last", pa.int32())])  # blocks, the 
 DOCUMENTS = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("language", pa.string()), ("text", pa.string()),
     ("spans", pa.list_(_SPAN)), ("figures", pa.map_(pa.string(), pa.float64())), ("encoding", pa.string()),
-    ("made", pa.bool_()),
+    ("made", pa.bool_()), ("licence", pa.string()), ("robots", pa.string()),
 ])  # fmt: skip
 DROPPED = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("stage", pa.string()), ("rule", pa.string()),
@@ -44,24 +46,25 @@ def part_of(shard: tuple[str, str, Data], skip: dict[int, str], clock: Clock) ->
     """Map: one shard of pages to one part file, written whole or not at all. Returns its number of rows."""
     source, target, data = shard
     extractor = Extractor(data)
+    pages = pq.read_table(source).to_pylist()
+    documents = documents_of(extractor, [raw_of(page) for page in pages], skip, clock)
+    for document in documents:
+        if document.drop is None:
+            document.text, masked = mask(document.text, data.mask)
+            document.figures.update({f"{MASKED}{kind}": count for kind, count in masked.items()})
     rows: list[dict[str, Any]] = []
-    for index, page in enumerate(pq.read_table(source).to_pylist()):
-        if index in skip:
-            document = Document(drop=Drop(READING, "page_seconds", data.page_seconds, data.page_seconds, skip[index]))
-        else:
-            clock(index)
-            document = extractor(page["html"] or b"")
+    for page, document in zip(pages, documents, strict=True):
         drop = document.drop
         rows.append({
             **{key: page[key] for key in ("id", "source", "path", "made")},
             "language": document.language, "text": document.text, "encoding": document.encoding,
+            "licence": document.licence, "robots": document.robots,
             "spans": [{"first": first, "last": last} for first, last in document.spans],
             "figures": list(document.figures.items()),
             "stage": drop.stage if drop else None, "rule": drop.rule if drop else None, "figure": drop.figure if drop else None,
             "threshold": drop.threshold if drop else None, "detail": drop.detail if drop else None,
             "hash": None if drop else text_hash(document.text),
         })  # fmt: skip
-    clock(-1)
     kept = [row for row in rows if row["stage"] is None]
     for row, signature in zip(kept, signatures([row["text"] for row in kept]), strict=True):
         row["signature"] = signature.astype("<u4").tobytes()

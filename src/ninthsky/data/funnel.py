@@ -13,8 +13,10 @@ from ninthsky.data.blocks import decode, parse
 from ninthsky.data.extract import STEPS
 from ninthsky.data.made import true_article
 from ninthsky.data.measure import token_f1
-from ninthsky.data.quality import table
+from ninthsky.data.rules.table import table
 from ninthsky.run import StageContext
+
+MASKED = "masked_"  # before a kind of personal data: the figure that counts how often it was masked
 
 
 def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> None:
@@ -28,7 +30,12 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
         left -= gone
     languages = Counter(_column(ctx, "documents", "language"))
     dropped_languages = Counter(_column(ctx, "dropped", "language"))
-    words = sum(dict(figures)["min_words"] for figures in _column(ctx, "documents", "figures"))
+    figures = [dict(row) for row in _column(ctx, "documents", "figures")]
+    words = sum(row["min_words"] for row in figures)
+    masked: Counter[str] = Counter()
+    for row in figures:
+        masked.update({name.removeprefix(MASKED): round(value) for name, value in row.items() if name.startswith(MASKED)})
+    licences = Counter(_column(ctx, "documents", "licence"))
     made = measure_made(ctx)
     funnel = {
         "pages": pages,
@@ -37,6 +44,8 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
         "steps": steps,
         "languages": dict(sorted(languages.items())),
         "dropped_languages": dict(sorted(dropped_languages.items())),
+        "masked": dict(sorted(masked.items())),
+        "licences": {name or "not stated": count for name, count in sorted(licences.items())},
         "made": made,
     }
     with ctx.open("funnel.json") as file:
@@ -67,6 +76,8 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
     names = sorted({*languages, *dropped_languages})
     by_language = [[name, languages[name], dropped_languages[name]] for name in names]
     ctx.table("languages", "Documents by language", ["language", "kept", "dropped"], by_language)
+    ctx.table("masked", "Personal data masked", ["kind", "times"], [list(row) for row in sorted(masked.items())],
+              note="Placeholders such as [e-mail] stand where it stood; run.toml: [data] mask.")  # fmt: skip
     quality = table(ctx.settings.data.quality)
     ctx.table("rules", "Quality rules", ["rule", "bound", "English", "Chinese", "source"],
               [[r.name, r.bound, r.english, r.chinese, r.source] for r in quality])  # fmt: skip

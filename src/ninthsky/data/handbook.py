@@ -23,6 +23,7 @@ from typing import IO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ninthsky.data.formats import Raw
 from ninthsky.data.sources import Source, Teller, entry
 from ninthsky.errors import UserError
 from ninthsky.run.progress import Progress
@@ -54,11 +55,11 @@ def source(teller: Teller) -> Source:
         package.unlink()
     paths = pq.read_table(stored, columns=["path"]).column("path").to_pylist()
 
-    def read(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
+    def read(chosen: list[str]) -> Iterator[Raw]:
         wanted = set(chosen)
         for batch in pq.ParquetFile(stored).iter_batches(batch_size=128):
             if not wanted.isdisjoint(batch.column("path").to_pylist()):
-                yield from ((row["path"], row["html"]) for row in batch.to_pylist() if row["path"] in wanted)
+                yield from (Raw(row["path"], row["html"]) for row in batch.to_pylist() if row["path"] in wanted)
 
     return Source(PACKAGE, tuple(map(entry, paths)), read)
 

@@ -11,28 +11,34 @@ from rich.text import Text
 from ninthsky.config.schema import Data
 from ninthsky.data.blocks import decode, parse
 from ninthsky.data.extract import Extractor
+from ninthsky.data.formats import Raw
+from ninthsky.data.pages import raw_of
 from ninthsky.data.score import choose
 from ninthsky.errors import UserError
 from ninthsky.run.folder import RunFolder, read_json
 
 
-def find_page(folder: RunFolder, id: str) -> tuple[str, bytes]:
-    """(source and path, bytes) of a page of a run. Raises UserError N9-WHY-001."""
+def find_page(folder: RunFolder, id: str) -> tuple[str, Raw]:
+    """(source and path, page) of a page of a run. Raises UserError N9-WHY-001."""
     for path in sorted((folder.stage("data.pages") / "pages").glob("*.parquet")):
         rows = pq.read_table(path, filters=[("id", "=", id)]).to_pylist()
         if rows:
-            return f"{rows[0]['source']} {rows[0]['path']}", rows[0]["html"]
+            return f"{rows[0]['source']} {rows[0]['path']}", raw_of(rows[0])
     raise UserError(
         "N9-WHY-001", f"no page has the id {id!r}", str(folder.path), "a file of HTML can be looked at too: n9 data look FILE"
     )
 
 
-def page_view(html: bytes, data: Data) -> dict[str, Any]:
+def page_view(raw: Raw, data: Data) -> dict[str, Any]:
     """What the extractor made of a page: its blocks with score and whether they were kept, and the decision on the whole."""
-    document = Extractor(data)(html)
+    extractor = Extractor(data)
+    document = extractor(raw)
+    extractor.judge([document])
     blocks: list[dict[str, Any]] = []
-    if (len(html) <= data.page_bytes and document.drop is None) or document.figures:
-        page = parse(decode(html)[0])
+    if raw.kind == "text":
+        blocks = [{"kept": True, "score": 0.0, "tag": "", "text": line} for line in document.text.split("\n")]
+    elif (len(raw.data) <= data.page_bytes and document.drop is None) or document.figures:
+        page = parse(decode(raw.data)[0])
         spans, scores = choose(page)
         kept = {index for first, last in spans for index in range(first, last)}
         blocks = [
@@ -89,6 +95,9 @@ def card_lines(content: dict[str, Any]) -> list[str]:
         rules = ", ".join(f"{rule} {count}" for rule, count in step["by_rule"].items())
         lines.append(f"  {step['step']:16s} {step['in']:>8,} -> {step['kept']:>8,}  {rules}")
     lines.append("  languages  " + ", ".join(f"{name} {count:,}" for name, count in funnel["languages"].items()))
+    licences = ", ".join(f"{name} {count:,}" for name, count in funnel["licences"].items())
+    masked = ", ".join(f"{name} {count:,}" for name, count in funnel["masked"].items())
+    lines += [f"  licences   {licences}", f"  masked     {masked or 'nothing'}"]
     if made:
         lines.append(
             f"  made pages (synthetic): article F1 {made['f1']:.3f}, whole page {made['whole_page_f1']:.3f}; "

@@ -16,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from ninthsky.data.formats import Raw
 from ninthsky.data.sources import Entry, Source
 
 
@@ -178,8 +179,8 @@ def source() -> Source:
     """The made pages as a source named `made`; paths are NAME.html."""
     by_path = {f"{page.name}.html": page.html for page in made_pages()}
 
-    def read(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
-        return ((path, by_path[path]) for path in chosen)
+    def read(chosen: list[str]) -> Iterator[Raw]:
+        return (Raw(path, by_path[path]) for path in chosen)
 
     return Source("made", tuple(Entry(path, path) for path in by_path), read, made=True)
 

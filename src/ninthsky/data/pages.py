@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from ninthsky.data.formats import Raw
 from ninthsky.data.sources import Entry, Source, open_source
 from ninthsky.errors import UserError
 from ninthsky.run import StageContext
 
 PAGES_PER_SHARD = 128
 SCHEMA = pa.schema(
-    [("id", pa.string()), ("source", pa.string()), ("path", pa.string()), ("html", pa.binary()), ("made", pa.bool_())]
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("html", pa.binary()),
+        ("made", pa.bool_()),
+        *((name, pa.string()) for name in ("kind", "licence", "robots", "trouble")),
+    ]
 )
 WANTED_SHARE = 0.9
 
@@ -42,7 +51,7 @@ def choose(source: Source, limit: int, languages: tuple[str, ...]) -> list[Entry
 
 
 def run(ctx: StageContext) -> None:
-    """Writes pages/NNNNN.parquet: id, source, path, html, made. Raises UserError N9-DATA-001 when a source has nothing."""
+    """Writes pages/NNNNN.parquet, by SCHEMA; `html` is a text where `kind` says so. Raises UserError N9-DATA-001."""
     data = ctx.settings.data
     sources = [open_source(name, ctx) for name in dict.fromkeys(data.sources)]
     if not sources:
@@ -67,18 +76,22 @@ def run(ctx: StageContext) -> None:
         rows: list[dict[str, object]] = []
         shard = 0
         for source, chosen in plan:
-            for path, html in source.read([e.path for e in chosen]):
+            for raw in source.read([e.path for e in chosen]):
                 rows.append(
                     {
-                        "id": document_id(source.name, path),
+                        "id": document_id(source.name, raw.path),
                         "source": source.name,
-                        "path": path,
-                        "html": html,
+                        "path": raw.path,
+                        "html": raw.data,
                         "made": source.made,
+                        "kind": raw.kind,
+                        "licence": raw.licence,
+                        "robots": raw.robots,
+                        "trouble": raw.trouble,
                     }
                 )
                 counts[source.name] += 1
-                size += len(html)
+                size += len(raw.data)
                 bar.advance()
                 if len(rows) == PAGES_PER_SHARD:
                     _write(ctx, shard, rows)
@@ -86,6 +99,11 @@ def run(ctx: StageContext) -> None:
         if rows:
             _write(ctx, shard, rows)
     _report(ctx, sources, counts, size)
+
+
+def raw_of(row: dict[str, Any]) -> Raw:
+    """A row of pages/*.parquet."""
+    return Raw(row["path"], row["html"] or b"", row["kind"], row["licence"], row["robots"], row["trouble"])
 
 
 def _write(ctx: StageContext, shard: int, rows: list[dict[str, object]]) -> None:

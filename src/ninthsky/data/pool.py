@@ -7,10 +7,11 @@ it is on, the parent measures the worker's processor time, kills it, and gives t
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -41,19 +42,20 @@ class _Worker:
     # page index, wall clock at its start, processor seconds of the process at its start
     state: Any
     shard: int | None = None
+    job: Any = None  # the shard itself, should it have to be done again
     skip: dict[int, str] = field(default_factory=dict)
 
 
 def map_shards(
-    task: Task, shards: Sequence[Any], workers: int, page_seconds: float, advance: Callable[[int], None] = lambda count: None
+    task: Task, shards: Iterable[Any], workers: int, page_seconds: float, advance: Callable[[int], None] = lambda count: None
 ) -> Iterator[tuple[int, Any]]:
-    """Yields (index of shard, result) as shards finish, in any order.
+    """Yields (index of shard, result) as shards finish, in any order. No more shards are held than there are workers.
 
     `task(shard, skip, clock)` is a function of a module; `skip` maps the index of a page to why it must be left out.
     Raises RuntimeError with the worker's traceback when the task itself fails, after ending all workers.
     """
     context = multiprocessing.get_context("spawn")
-    waiting = list(range(len(shards)))[::-1]
+    waiting = enumerate(shards)
     pool: list[_Worker] = []
 
     def start() -> _Worker:
@@ -64,14 +66,14 @@ def map_shards(
         theirs.close()
         return _Worker(process, ours, state)
 
-    def give(worker: _Worker) -> None:
-        worker.shard, worker.skip = waiting.pop(), {}
-        worker.pipe.send((shards[worker.shard], worker.skip))
+    def give(worker: _Worker, shard: tuple[int, Any]) -> None:
+        (worker.shard, worker.job), worker.skip = shard, {}
+        worker.pipe.send((worker.job, worker.skip))
 
     try:
-        for _ in range(min(workers, len(shards))):
+        for shard in itertools.islice(waiting, workers):
             pool.append(start())
-            give(pool[-1])
+            give(pool[-1], shard)
         while any(worker.shard is not None for worker in pool):
             busy = [worker for worker in pool if worker.shard is not None]
             ready = wait([worker.pipe for worker in busy], _POLL)
@@ -84,19 +86,19 @@ def map_shards(
                     except EOFError:
                         worker.process.join()
                         reason = f"its process ended with status {worker.process.exitcode}"
-                        pool[place] = _again(worker, int(worker.state[0]), start, shards, reason)
+                        pool[place] = _again(worker, int(worker.state[0]), start, reason)
                         continue
                     if isinstance(result, Failed):
                         raise RuntimeError(f"shard {worker.shard} failed:\n{result.text}")
                     finished, worker.shard = worker.shard, None
                     advance(finished)
                     yield finished, result
-                    if waiting:
-                        give(worker)
+                    if (following := next(waiting, None)) is not None:
+                        give(worker, following)
                 elif (page := _overdue(worker, page_seconds)) is not None:
                     worker.process.kill()
                     worker.process.join()
-                    pool[place] = _again(worker, page, start, shards, f"it ran for more than {page_seconds:g} s")
+                    pool[place] = _again(worker, page, start, f"it ran for more than {page_seconds:g} s")
     finally:
         for worker in pool:
             worker.process.kill()
@@ -104,16 +106,16 @@ def map_shards(
             worker.pipe.close()
 
 
-def _again(worker: _Worker, page: int, start: Callable[[], _Worker], shards: Sequence[Any], reason: str) -> _Worker:
+def _again(worker: _Worker, page: int, start: Callable[[], _Worker], reason: str) -> _Worker:
     """A fresh process that does the shard again, without the page that ended the old one."""
     if page < 0 or worker.shard is None:
         raise RuntimeError(f"a worker ended outside of any page of shard {worker.shard}: {reason}")
     worker.pipe.close()
     fresh = start()
-    fresh.shard, fresh.skip = worker.shard, dict(worker.skip)
+    fresh.shard, fresh.job, fresh.skip = worker.shard, worker.job, dict(worker.skip)
     if int(worker.state[0]) == page:  # else it went on between the look and the end, and no page is to blame
         fresh.skip[page] = reason
-    fresh.pipe.send((shards[fresh.shard], fresh.skip))
+    fresh.pipe.send((fresh.job, fresh.skip))
     return fresh
 
 

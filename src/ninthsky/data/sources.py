@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from ninthsky.errors import UserError
+from ninthsky.data.formats import Raw, files_of, read_file, whole_file
 from ninthsky.run.progress import Progress
 
-_HTML = (".html", ".htm", ".xhtml")
 _LANGUAGE_FOLDER = re.compile(r"^[a-z]{2,3}(?:[-_][A-Za-z]{2,4})?$")
 
 
@@ -27,11 +26,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """A named source: what it has, and a reader of chosen paths that yields (path, bytes) in the order asked for."""
+    """A named source: what it has, and a reader of chosen paths, which come in the source's own order."""
 
     name: str
     entries: tuple[Entry, ...]
-    read: Callable[[list[str]], Iterator[tuple[str, bytes]]]
+    read: Callable[[list[str]], Iterator[Raw]]
     made: bool = False
 
 
@@ -58,7 +57,7 @@ class Teller(Protocol):
 
 
 def open_source(name: str, teller: Teller) -> Source:
-    """`made`, `debian-handbook`, or a path: a folder of HTML, an HTML file, a WARC, a Parquet with columns id and html.
+    """`made`, `debian-handbook`, or a path or URL of a file or folder of one of the formats.
 
     Raises UserError N9-DATA-001 when nothing of the kind is there.
     """
@@ -74,69 +73,27 @@ def open_source(name: str, teller: Teller) -> Source:
 
 
 def from_path(name: str) -> Source:
-    """A source made of files. Raises UserError N9-DATA-001."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _HTML and p.is_file())
-        names = [p.relative_to(path).as_posix() for p in files]
-        if not names:
-            raise UserError(
-                "N9-DATA-001", "the folder holds no HTML", str(path), f"files wanted: {', '.join('*' + e for e in _HTML)}"
-            )
-        return Source(name, tuple(map(entry, names)), lambda chosen: ((p, (path / p).read_bytes()) for p in chosen))
-    if not path.is_file():
-        raise UserError(
-            "N9-DATA-001", f"no such source of pages: {name}", str(path), "sources: made, debian-handbook, or a path"
-        )
-    lower = path.name.lower()
-    if lower.endswith((".warc", ".warc.gz")):
-        return _stream(name, lambda: _warc(path))
-    if lower.endswith(".parquet"):
-        return _stream(name, lambda: _parquet(path))
-    if lower.endswith(_HTML):
-        return Source(name, (Entry(path.name, path.name),), lambda chosen: ((p, path.read_bytes()) for p in chosen))
-    raise UserError(
-        "N9-DATA-001", "not a kind of file that holds pages", str(path), "kinds: .html .htm .warc .warc.gz .parquet"
-    )
+    """A source made of files, local or at a URL. Raises UserError N9-DATA-001."""
+    files = files_of(str(Path(name).expanduser()) if "://" not in name else name)
+    alone = len(files) == 1
+    names: list[str] = []
+    for url, file in files:
+        names += [file] if whole_file(url) else [_within(file, raw, alone) for raw in read_file(url, file)]
 
-
-def _stream(name: str, records: Callable[[], Iterator[tuple[str, bytes]]]) -> Source:
-    """A source that is read from front to back, once for its list and once for its pages."""
-    names = [path for path, _ in records()]
-
-    def read(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
+    def read(chosen: list[str]) -> Iterator[Raw]:
         wanted = set(chosen)
-        return ((path, data) for path, data in records() if path in wanted)
+        for url, file in files:
+            if whole_file(url) and file not in wanted:
+                continue
+            for raw in read_file(url, file):
+                path = _within(file, raw, alone)
+                if path in wanted:
+                    yield replace(raw, path=path)
 
     # Rows with equal names would be one document; the first stands.
-    return Source(name, tuple(Entry(path, path) for path in dict.fromkeys(names)), read)
+    return Source(name, tuple(map(entry, dict.fromkeys(names))), read)
 
 
-def _warc(path: Path) -> Iterator[tuple[str, bytes]]:
-    """URL and body of each HTTP response that is HTML. A record cut by the file's end is left out by the reader."""
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-    seen: set[str] = set()
-    with path.open("rb") as stream:
-        for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
-            url = str(record.headers.get("WARC-Target-URI") or record.record_id)
-            kind = (record.http_content_type or "") if record.http_headers else ""
-            if url not in seen and ("html" in kind or not kind):
-                seen.add(url)
-                yield url, record.reader.read()
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, bytes]]:
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    if not {"id", "html"} <= set(file.schema_arrow.names):
-        raise UserError("N9-DATA-001", f"no columns id and html; it has {', '.join(file.schema_arrow.names)}", str(path))
-    seen: set[str] = set()
-    for batch in file.iter_batches(batch_size=64, columns=["id", "html"]):
-        for row in batch.to_pylist():
-            id = str(row["id"])
-            data = row["html"] or b""
-            if id not in seen:
-                seen.add(id)
-                yield id, data.encode() if isinstance(data, str) else data
+def _within(file: str, raw: Raw, alone: bool) -> str:
+    """A record's name within a source: files of a folder may hold records of the same name, such as 1, 2, 3."""
+    return raw.path if alone or raw.path.startswith(file) or "://" in raw.path else f"{file}#{raw.path}"

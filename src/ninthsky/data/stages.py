@@ -8,7 +8,7 @@ STAGES = (
     Stage(
         "data.pages",
         "Raw pages",
-        version=1,
+        version=2,
         run="ninthsky.data.pages:run",
         uses=("data.sources", "data.max_pages", "data.languages"),
         files=("data.sources",),
@@ -16,10 +16,10 @@ STAGES = (
     Stage(
         "data.corpus",
         "Corpus: extraction, language, quality, duplicates",
-        version=1,
+        version=2,
         run="ninthsky.data.corpus:run",
         needs=("data.pages",),
-        uses=("data.languages", "data.page_seconds", "data.page_bytes", "data.near_duplicate", "data.quality"),
+        uses=("data.languages", "data.page_seconds", "data.page_bytes", "data.near_duplicate", "data.mask", "data.quality"),
         explain="ninthsky.data.why:explain",
     ),
     Stage(
