@@ -79,7 +79,7 @@ EXPLANATIONS: dict[str, str] = {
     "N9-GRD-040": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field. docs/guard.md\n"
     'has the form; `like = "freeze"` begins from a kind that is there.',
     "N9-GRD-041": "The simulated fleet of `n9 guard drill` has hosts of 8 ranks, four of them at least.",
-    "N9-GRD-042": "The drill over sockets keeps two connections per simulated host, and the system allows this process too few\n"
+    "N9-GRD-042": "The drill over sockets keeps two connections per simulated host; the system allows this process too few\n"
     "open files. Raise the limit (`ulimit -n`), or take fewer ranks.",
     "N9-GRD-020": "The playbook is damaged: the message names each entry that is wrong. The shipped one is found by\n"
     "`n9 guard playbook`; copy it, change the copy, and name it with --playbook.",
