@@ -76,8 +76,8 @@ EXPLANATIONS: dict[str, str] = {
     "N9-GRD-003": "A job with this run id is still at work on this host: its agent's process lives. End it, or choose\n"
     "another id.",
     "N9-GRD-070": "The self-test that was asked for cannot be done: no such host, no job at work there, or it ended meanwhile.",
-    "N9-GRD-040": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field. docs/guard.md\n"
-    'has the form; `like = "freeze"` begins from a kind that is there.',
+    "N9-GRD-040": "A scenario file of `n9 guard drill` is wrong: the message names the fault and the field.\n"
+    'docs/guard/drill.md has the form; `like = "freeze"` begins from a kind that is there.',
     "N9-GRD-041": "The simulated fleet of `n9 guard drill` has hosts of 8 ranks, four of them at least.",
     "N9-GRD-042": "The drill over sockets keeps two connections per simulated host; the system allows this process too few\n"
     "open files. Raise the limit (`ulimit -n`), or take fewer ranks.",

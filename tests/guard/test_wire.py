@@ -17,7 +17,7 @@ import zmq.asyncio
 from ninthsky.errors import UserError
 from ninthsky.guard import protocol as p
 from ninthsky.guard.keys import CONTROLLER, Keyring, forge, load_keys
-from ninthsky.guard.wire import MAX_MESSAGE, Caller, Listener
+from ninthsky.guard.wire import MAX_MESSAGE, MOST_WAITING, Caller, Listener
 
 REPORT = p.Report(0, "", 0, 0.0, [])
 
@@ -71,6 +71,23 @@ def test_a_peer_is_named_by_its_key(tmp_path: Path) -> None:
         assert await asyncio.wait_for(caller.receive(), 10) == p.Numbered("me", 1, p.WhoAreYou())
         assert not listener.send("host-0", p.Numbered("me", 1, p.WhoAreYou())), "it has never been heard"
         caller.close()
+
+    with_listener(tmp_path, work)
+
+
+def test_a_peer_that_takes_nothing_holds_nobody_up(tmp_path: Path) -> None:
+    async def work(listener: Listener[Any], context: zmq.asyncio.Context) -> None:
+        deaf, hearing = (call(context, load_keys(tmp_path / f"host-{number}.json"), listener.port) for number in range(2))
+        for caller in (deaf, hearing):
+            await caller.send_when_possible(REPORT)
+            await asyncio.wait_for(listener.receive(), 10)
+        for number in range(2 * MOST_WAITING):
+            listener.send("host-0", p.Numbered("me", number, p.WhoAreYou()))
+        assert listener.send("host-1", p.Numbered("me", 1, p.WhoAreYou()))
+        assert await asyncio.wait_for(hearing.receive(), 10) == p.Numbered("me", 1, p.WhoAreYou())
+        assert (await asyncio.wait_for(deaf.receive(), 10)).number == 0
+        deaf.close()
+        hearing.close()
 
     with_listener(tmp_path, work)
 

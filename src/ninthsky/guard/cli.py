@@ -163,7 +163,7 @@ def drill(
     seed: int
         Of the draw.
     scenario: Path
-        Faults of your own, by their effects (docs/guard.md, The drill).
+        Faults of your own, by their effects (docs/guard/drill.md).
     days: float
         So many simulated days without faults beside, for the bound on wrong evictions.
     sockets: bool

@@ -26,6 +26,7 @@ PIECE = 1 << 20  # bytes of a shard in one message
 HANDSHAKE_MILLISECONDS = 3_000  # who has not shown a key by then is cut off: a connection costs a descriptor
 BACKLOG = 1024  # connections that the kernel keeps for us, so that strangers do not crowd out our own
 IN_A_ROW = 64  # messages, before other work has its turn
+MOST_WAITING = 4_096  # messages kept for a peer whose queue is full
 
 M = TypeVar("M")
 
@@ -83,7 +84,7 @@ class Listener(Generic[M]):
         self._loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
         self._taken = 0  # messages since others had their turn
-        self._waiting: deque[list[Any]] = deque()  # messages for which a peer's queue had no room
+        self._waiting: dict[bytes, deque[list[Any]]] = {}  # by route: messages for which that peer's queue had no room
         self._file = int(self._socket.get(zmq.FD))
         self._loop.add_reader(self._file, self._look)
 
@@ -93,8 +94,11 @@ class Listener(Generic[M]):
         if events & zmq.POLLIN:
             self._came.set()
         if events & zmq.POLLOUT:
-            while self._waiting and self._send_now(self._waiting[0]):
-                self._waiting.popleft()
+            for route, waiting in list(self._waiting.items()):
+                while waiting and self._send_now(waiting[0]):
+                    waiting.popleft()
+                if not waiting:
+                    del self._waiting[route]
 
     async def receive(self) -> tuple[str, M]:
         """The next message and its sender's name."""
@@ -130,8 +134,9 @@ class Listener(Generic[M]):
         if route is None:
             return False
         frames = [route, *_frames(message)]
-        if self._waiting or not self._send_now(frames):
-            self._waiting.append(frames)
+        if route in self._waiting or not self._send_now(frames):
+            # Of a peer that takes nothing any more the oldest are forgotten: commands are repeated until acknowledged.
+            self._waiting.setdefault(route, deque(maxlen=MOST_WAITING)).append(frames)
         self._loop.call_soon(self._look)
         return True
 

@@ -27,7 +27,7 @@ def run(
     Parameters
     ----------
     command: str
-        After --. Its output, exit status and signals pass through. None: ranks come by themselves (docs/guard.md).
+        After --. Its output, exit status and signals pass through. None: ranks come by themselves (docs/guard/scripts.md).
     job: Path
         Where faults, events and logs go; runs/guard-TIME by default.
     act: bool
