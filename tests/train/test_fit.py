@@ -119,7 +119,7 @@ def test_killed_at_random_moments_and_resumed_to_the_bit(tmp_path: Path) -> None
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        if kills == 5:
+        if kills == 3:
             break
     process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=root, env=env, stdout=subprocess.PIPE)
     output, _ = process.communicate(timeout=200)

@@ -233,7 +233,7 @@ def _most_alike(medians: Floats, groups: Ints) -> tuple[Ints, Floats]:
     """For each rank the column of the group whose members are most alike (median absolute deviation, relative), -1 for the
     whole fleet; and that group's median."""
     best = np.full(len(medians), -1)
-    normal = np.full(len(medians), np.median(medians))
+    normal = np.full(len(medians), max(float(np.median(medians)), 1e-9))
     spread = np.abs(medians / normal - 1)
     spread[:] = np.median(spread)
     for number, column in enumerate(groups.T):
