@@ -44,15 +44,13 @@ class Lines:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         process: Process | None = None
-        pid, _, _ = _CREDENTIALS.unpack(
-            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        pid, _ = peer_of(writer)
         if not any(descends_from(pid, known.pid) for known in self._spawner.processes.values()):
             self.refused["unknown process"] += 1
             writer.close()
             return
         try:
-            while (body := await self._body(reader)) is not None:
+            while (body := await body_of(reader, self.refused)) is not None:
                 message = decode_to_agent(body)
                 if process is None:
                     process = self._introduce(message, pid, writer)
@@ -70,16 +68,6 @@ class Lines:
                 process.connection = None
             writer.close()
 
-    async def _body(self, reader: asyncio.StreamReader) -> bytes | None:
-        try:
-            (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-            if size > MAX_FRAME:
-                self.refused["oversized frame"] += 1
-                return None
-            return await reader.readexactly(size)
-        except asyncio.IncompleteReadError:
-            return None
-
     def _introduce(self, message: ToAgent, pid: int, writer: asyncio.StreamWriter) -> Process | None:
         process = self._spawner.processes.get(message.slot) if isinstance(message, Hello) else None
         if process is None or not descends_from(pid, process.pid):
@@ -87,3 +75,23 @@ class Lines:
             return None
         process.connection = writer
         return process
+
+
+def peer_of(writer: asyncio.StreamWriter) -> tuple[int, int]:
+    """Process and user at the other end of a Unix socket, as the kernel has it."""
+    pid, uid, _ = _CREDENTIALS.unpack(
+        writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return pid, uid
+
+
+async def body_of(reader: asyncio.StreamReader, refused: Counter[str]) -> bytes | None:
+    """The next frame's body. None at the end, and where it claims to be larger than a frame may be: that is counted."""
+    try:
+        (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if size > MAX_FRAME:
+            refused["oversized frame"] += 1
+            return None
+        return await reader.readexactly(size)
+    except asyncio.IncompleteReadError:
+        return None

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -16,14 +15,12 @@ from pathlib import Path
 import msgspec
 
 from ninthsky.guard import protocol as p
+from ninthsky.guard.agent.lines import body_of, peer_of
 from ninthsky.guard.agent.looking import Looking
 from ninthsky.guard.agent.spawner import oom_kills
 from ninthsky.guard.foreign.messages import SOCKET, Adopt, FromForeign, decode
-from ninthsky.guard.probe.messages import MAX_FRAME
 
 STATUS_UNKNOWN = 256  # no process can end with it
-_LENGTH = struct.Struct("<I")
-_CREDENTIALS = struct.Struct("3i")
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes), Linux 6.13
 _PIDFD_INFO_EXIT = 1 << 3  # Linux 6.15
 
@@ -79,11 +76,9 @@ class Ranks:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         rank: Adopted | None = None
-        pid, uid, _ = _CREDENTIALS.unpack(
-            writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        pid, uid = peer_of(writer)
         try:
-            while (body := await self._body(reader)) is not None:
+            while (body := await body_of(reader, self.refused)) is not None:
                 message = decode(body)
                 if isinstance(message, Adopt):
                     if uid != os.getuid() or message.pid != pid:
@@ -98,16 +93,6 @@ class Ranks:
             pass  # its end is seen by its pidfd; or the guard ends
         finally:
             writer.close()
-
-    async def _body(self, reader: asyncio.StreamReader) -> bytes | None:
-        try:
-            (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-            if size > MAX_FRAME:
-                self.refused["oversized frame"] += 1
-                return None
-            return await reader.readexactly(size)
-        except asyncio.IncompleteReadError:
-            return None
 
     def _take_in(self, adopt: Adopt) -> Adopted:
         known = self.living.get(adopt.pid)
