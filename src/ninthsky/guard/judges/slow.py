@@ -4,7 +4,7 @@ Two clocks, because each is blind to something: processor time does not see a pr
 busy cores hides extra work in everybody's noise (1.2 x extra work read 1.08 on the wall and 1.18 in processor time). But extra
 work must show on the wall at least a little: where only the processor clock differs, the peers were kept from running.
 
-Peers are ranks that do the same work: of the groups that a rank is in, the one whose members' times are most alike.
+Peers are ranks that do the same work: of the kinds of groups that a rank is in, the one whose members' times are most alike.
 
 How much slower is too slow: `slow_ratio` over a few steps. Over more of them less is enough, down to LOWEST, where the fleet is
 calm: the excess must be SIGMAS times what ranks differ by anyway.
@@ -33,7 +33,7 @@ LOWEST = 1.12  # less is never slow: batches, caches and layouts differ by so mu
 PATIENT, PATIENT_OF_FEW = 2, 4  # times slow_steps, from which on less than slow_ratio is enough
 ONE_IN = 8  # of so many ranks one can be slow: of four, two that are slow leave nobody to compare with
 SIGMAS = 6.0  # a rank's ratio must be so many times the fleet's own spread over 1: of thousands, one is always the slowest
-CLEARLY = 0.7  # a small group is alike by chance now and then: its spread must be under so much of the other's
+CLEARLY = 0.7  # of the whole fleet's spread: members of a group differ by less, or the group says nothing of its own
 MANY = 4  # slow ranks at once; more are no cards
 MATES = 0.4  # share of a rank's excess that the others of its host show: then it is the host's neighbour that takes time
 
@@ -230,21 +230,25 @@ def _host_numbers(hosts: tuple[str, ...]) -> Ints:
 
 
 def _most_alike(medians: Floats, groups: Ints) -> tuple[Ints, Floats]:
-    """For each rank the column of the group whose members are most alike (median absolute deviation, relative), -1 for the
-    whole fleet; and that group's median."""
+    """For each rank the column of the group that it is compared within, -1 for the whole fleet; and that group's median.
+
+    The first of its columns by how much members differ (median absolute deviation, relative), over all groups of a column: by
+    its own four members' figures alone, a group of unequal stages is alike by chance now and then, and somebody is blamed.
+    """
     best = np.full(len(medians), -1)
     normal = np.full(len(medians), max(float(np.median(medians)), 1e-9))
-    spread = np.abs(medians / normal - 1)
-    spread[:] = np.median(spread)
+    spread = float(np.median(np.abs(medians / normal - 1)))
+    columns: list[tuple[float, int, Ints, Floats]] = []
     for number, column in enumerate(groups.T):
         inside = np.flatnonzero(column >= 0)
         if not len(inside):
             continue
         middle = np.maximum(_group_medians(medians[inside], column[inside]), 1e-9)
-        within = _group_medians(np.abs(medians[inside] / middle - 1), column[inside])
-        closer = within < CLEARLY * spread[inside]
-        chosen = inside[closer]
-        best[chosen], normal[chosen], spread[chosen] = number, middle[closer], within[closer]
+        within = float(np.median(np.abs(medians[inside] / middle - 1)))
+        if within < CLEARLY * spread:
+            columns.append((within, number, inside, middle))
+    for _, number, inside, middle in sorted(columns, key=lambda column: column[0], reverse=True):
+        best[inside], normal[inside] = number, middle
     return best, normal
 
 
