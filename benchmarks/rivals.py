@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from ninthsky.run.folder import read_lines
 from ninthsky.train.job import TrainJob
@@ -99,9 +100,11 @@ class _Torchrun:
     def end(self) -> None:
         """Kills torchrun and its ranks, the stopped one too: torchrun puts each in a session of its own."""
         pids = [line["pid"] for path in self.folder.glob("rank-*.jsonl") for line in read_lines(path)]
+        # Those of a new start may not have said a word yet.
+        pids += [child.pid for child in psutil.Process(self._process.pid).children(recursive=True)]
         self._process.kill()
         self._process.wait()
-        for pid in pids:
+        for pid in set(pids):
             if _is_rank(pid):
                 os.kill(pid, signal.SIGKILL)
 
