@@ -101,7 +101,8 @@ class _Torchrun:
         """Kills torchrun and its ranks, the stopped one too: torchrun puts each in a session of its own."""
         pids = [line["pid"] for path in self.folder.glob("rank-*.jsonl") for line in read_lines(path)]
         # Those of a new start may not have said a word yet.
-        pids += [child.pid for child in psutil.Process(self._process.pid).children(recursive=True)]
+        if self._process.poll() is None:
+            pids += [child.pid for child in psutil.Process(self._process.pid).children(recursive=True)]
         self._process.kill()
         self._process.wait()
         for pid in set(pids):
