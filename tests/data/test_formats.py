@@ -50,6 +50,9 @@ def test_warc(tmp_path: Path) -> None:
     first, *rest = read_file(str(path))
     assert first.path == "http://a/" and not first.trouble
     assert all(raw.trouble for raw in rest)
+    for nothing in (b"", b"no archive at all\n" * 50):
+        path.write_bytes(nothing)
+        assert [bool(raw.trouble) for raw in read_file(str(path))] == [True]
 
 
 def test_wet_holds_texts(tmp_path: Path) -> None:

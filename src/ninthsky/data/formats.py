@@ -52,8 +52,11 @@ def _warc(stream: IO[bytes], name: str) -> Iterator[Raw]:
     """Responses that are HTML, and the texts of conversion records (WET), by URL."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    kinds = WarcRecordType.response | WarcRecordType.conversion
-    for record in ArchiveIterator(stream, record_types=kinds, parse_http=True):
+    records = 0
+    for record in ArchiveIterator(stream, record_types=WarcRecordType.any_type, parse_http=True):
+        records += 1
+        if record.record_type not in (WarcRecordType.response, WarcRecordType.conversion):
+            continue
         url = str(record.headers.get("WARC-Target-URI") or record.record_id)
         declared = record.content_length
         if record.record_type == WarcRecordType.conversion:
@@ -68,6 +71,8 @@ def _warc(stream: IO[bytes], name: str) -> Iterator[Raw]:
         data = record.reader.read()
         cut = f"the record ends after {len(data)} of {declared} bytes" if len(data) < declared else ""
         yield Raw(url, data, kind, robots=robots, trouble=cut)
+    if not records:
+        yield Raw(f"{name}#after-0", b"", trouble="there is no WARC record in it")
 
 
 def _json_lines(stream: IO[bytes], name: str) -> Iterator[Raw]:

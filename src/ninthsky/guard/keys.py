@@ -28,13 +28,6 @@ class Keyring(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Keyring({self.name!r})"  # a secret does not belong in a log
 
-    def name_of(self, public: str) -> str | None:
-        """Whose key this is."""
-        for name, key in self.public.items():
-            if key == public:
-                return name
-        return None
-
 
 def forge(folder: Path, hosts: list[str], *, standby: bool = False) -> dict[str, Path]:
     """New keys for controller, standby and hosts. Returns the file of each; existing ones are replaced."""

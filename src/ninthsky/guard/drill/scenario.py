@@ -192,4 +192,4 @@ def _check(scenario: Scenario, known: set[str | None], where: str) -> None:
 
 
 def _wrong(what: str, where: str) -> UserError:
-    return UserError(CODE, what, where, 'docs/guard/drill.md, has the form; start from a kind: like = "freeze"')
+    return UserError(CODE, what, where, 'docs/guard/drill.md has the form; start from a kind: like = "freeze"')

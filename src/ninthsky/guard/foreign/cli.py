@@ -53,9 +53,14 @@ def run(
     """
     import time
 
+    from ninthsky.errors import UserError
     from ninthsky.guard.foreign.run import Options, main, parse_hosts
     from ninthsky.guard.spec import Watch
 
+    if restarts < 0 or min(hang_seconds, stuck_seconds) <= 0 or slow_ratio <= 1:
+        given = f"restarts {restarts}, hang {hang_seconds:g} s, stuck {stuck_seconds:g} s, slow ratio {slow_ratio:g}"
+        what = "restarts: none or more; seconds: over 0; slow ratio: over 1"
+        raise UserError("N9-GRD-060", given, "n9 guard run", what)
     watch = Watch(
         action="act" if act else "advise", hang_seconds=hang_seconds, slow_ratio=slow_ratio, webhook=webhook, bind=bind
     )

@@ -58,7 +58,12 @@ class Run:
 
     def __init__(self, command: Sequence[str], options: Options) -> None:
         self.options, self.folder = options, options.folder.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                "N9-GRD-060", f"no folder: {error}", "--job", "name a folder that can be made or written"
+            ) from error
         self.host = options.host or host_here()
         self._leads = not options.hosts or options.hosts[0].name == self.host
         if self._leads:
