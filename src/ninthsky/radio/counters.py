@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from ninthsky.errors import UserError
+from ninthsky.radio.measurements import LOAD, Damaged, is_measurement, read_measurements
 from ninthsky.radio.store import Counters, Loads, encode
 
 Unit = Literal["share", "percent", "traffic", "auto"]
@@ -64,16 +65,32 @@ def read_counters(
 
     With unit "traffic" each cell is scaled so that the 99.5th percentile of its hours is a load of 0.45: an assumption, told
     in `Counters.unit`; of the number of days `held_days` says how many last ones must not be looked at for that. Unit "auto" is
-    "share" where no load is over 1.05, else "traffic".
+    "share" where no load is over 1.05, else "traffic". A 3GPP measurement file, or a folder of them, says its times itself, and its
+    counter (`columns["load"]`, else RRU.PrbTotDl) is in percent.
 
     Raises UserError N9-RAD-001 with the reason when nothing should be planned on the file.
     """
     findings = Findings()
-    table = _table(path, columns or {}, station_needed, findings)
+    if is_measurement(path):
+        table, hour_label = _measured(path, (columns or {}).get("load", LOAD), findings), "start"
+        unit = "percent" if unit in {"share", "auto"} else unit
+    else:
+        table = _table(path, columns or {}, station_needed, findings)
     table = _clean_times(table, path, hour_label, findings)
     table, known_unit = _clean_loads(table, path, unit, findings)
     table = _one_row_per_hour(table, path, findings)
     return _grid(table, path, known_unit, days, held_days, findings), findings
+
+
+def _measured(path: Path, counter: str, findings: Findings) -> pl.DataFrame:
+    try:
+        delivery = read_measurements(path, counter)
+    except Damaged as error:
+        raise refuse(str(error), path, "give whole 3GPP measurement files; another counter: --column load=NAME") from error
+    findings.rows = len(delivery.rows)
+    for what, count, done in delivery.found:
+        findings.add(what, count, done)
+    return delivery.rows
 
 
 def _table(path: Path, columns: dict[str, str], station_needed: bool, findings: Findings) -> pl.DataFrame:
