@@ -5,7 +5,7 @@
 The pool is the open pages on which our extraction was not fitted; bits per byte are asked of the hand-cleaned text of the
 other pages, which no model reads. Raw is all the text of a page. datatrove's corpus is what its published pipelines make of
 the pool, FineWeb's for English and FineWeb-2's `cmn_Hani` for Chinese, near duplicates included; languages are told to it
-instead of detected, since its detectors are downloads. Ours is `n9 run --only data` with its defaults, personal data not masked.
+instead of detected, since its detectors are downloads. Ours is `n9 run --only data` with its defaults, but nothing is masked.
 One tokenizer serves all three, trained on the raw text. A model reads `passes` times as many tokens as the smallest corpus
 of its language has, so larger corpora are gone through less often: an advantage of raw text that is left to it.
 """
@@ -68,7 +68,8 @@ given, out = sys.argv[1:]
 STOP_WORDS = "的 年 在 月 是 和 日 了 於 · 為 有 被 人 中 为 他 與 後 也 而 由".split()
 FILTERS = {
     "en": ("eng_Latn", [
-        GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False), FineWebQualityFilter(),
+        GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False),
+        FineWebQualityFilter(),
     ]),
     "zh": ("cmn_Hani", [
         GopherRepetitionFilter(

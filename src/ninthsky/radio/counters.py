@@ -65,8 +65,8 @@ def read_counters(
 
     With unit "traffic" each cell is scaled so that the 99.5th percentile of its hours is a load of 0.45: an assumption, told
     in `Counters.unit`; of the number of days `held_days` says how many last ones must not be looked at for that. Unit "auto" is
-    "share" where no load is over 1.05, else "traffic". A 3GPP measurement file, or a folder of them, says its times itself, and its
-    counter (`columns["load"]`, else RRU.PrbTotDl) is in percent.
+    "share" where no load is over 1.05, else "traffic". A 3GPP measurement file, or a folder of them, says its times itself,
+    and its counter (`columns["load"]`, else RRU.PrbTotDl) is in percent.
 
     Raises UserError N9-RAD-001 with the reason when nothing should be planned on the file.
     """

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from xml.etree import ElementTree
 
 import polars as pl
@@ -24,7 +24,7 @@ ENDINGS = (".xml", ".xml.gz")
 REFUSE_SHARE = 0.05  # more files than this beyond reading: the delivery is not what it is said to be
 MOST_BYTES = 2_000_000_000  # of one file once unpacked
 _DURATION = re.compile(r"^PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?$")
-_SCHEMA = {"ts": pl.Datetime("us"), "station": pl.String, "cell": pl.String, "load": pl.String}
+_SCHEMA: dict[str, Any] = {"ts": pl.Datetime("us"), "station": pl.String, "cell": pl.String, "load": pl.String}
 
 
 class Damaged(ValueError):
@@ -107,7 +107,7 @@ def _read(path: Path, counter: str, rows: _Rows) -> None:
 class _Bounded:
     """A stream that ends with an error where a small packed file unpacks without end."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream, self._left = stream, MOST_BYTES
 
     def read(self, size: int = -1) -> bytes:
