@@ -37,8 +37,9 @@ from tokenizers import Tokenizer
 from benchmarks.peers import ROOT, interpreter
 from benchmarks.report import publish
 from ninthsky.data.blocks import decode
+from ninthsky.data.encode import EOS
 from ninthsky.data.fit import fitted_on
-from ninthsky.data.tokens import EOS, train_tokenizer
+from ninthsky.data.tokens import train_tokenizer
 from ninthsky.model import Decoder, Shape
 from ninthsky.train.step.loop import Gate, Recipe, Trainer
 from ninthsky.train.step.loss import next_token_loss

@@ -3,9 +3,8 @@
 bits: one bit of one element of one rank's own gradient, 0 to 31, each at random steps, ranks and elements, after its backward
 has put it down: seen by the gate's checks of that very step, with the digest of what was put down and without it (finite and
 range alone: what a flip within the backward itself would meet). Four ranks' samples, in one process.
-jobs: four real ranks under the guard (FSDP2 x expert parallel over gloo): any bit of resting state, any bit of gradients, and
-ranks whose products are a little wrong, at random steps; a quiet job of the same steps is the twin and counts false alarms.
 cost: processor time of the checks beside that of a step, per rank, at a size that is not the tests'.
+Real ranks under the guard whose bits are flipped and whose products are wrong are in benchmarks/repeats.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import math
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,13 +26,10 @@ import torch
 from benchmarks.guard import made_tokens
 from benchmarks.report import publish
 from ninthsky.config.load import parse_settings
-from ninthsky.guard.job import HostSpec, Injected, JobResult, JobSpec, Watch, run_job
 from ninthsky.model.decoder import Decoder
 from ninthsky.model.shape import Shape
-from ninthsky.train.cut.mesh import Mesh
 from ninthsky.train.cut.parallel import Own
 from ninthsky.train.inject import Fault, flip_bit
-from ninthsky.train.job import TrainJob
 from ninthsky.train.rank.integrity import FAR, outstanding
 from ninthsky.train.state.digest import Resting, digest, on_device
 from ninthsky.train.step.loss import next_token_loss
@@ -46,7 +41,6 @@ from ninthsky.train.text.cursor import TokenFile
 from ninthsky.train.text.mixture import open_reader
 
 RANKS = 4
-EVERY = 20  # steps between replays of the jobs
 BITS = range(32)
 
 
@@ -148,83 +142,6 @@ def bits(folder: Path, size: str, seed: int, steps: int, each: int) -> dict[str,
     }
 
 
-# -- jobs ---------------------------------------------------------------------------------------------------------------
-
-
-def job_of(folder: Path, name: str, steps: int, faults: list[Fault]) -> JobResult:
-    """A guarded job at the smallest size, until its end."""
-    shape, sequence, batch = sized(folder / "tokens-nano", "nano")
-    place = folder / name
-    place.mkdir()
-    job = TrainJob(
-        shape=shape, recipe=Recipe(), mesh=Mesh(dp_shard=4, ep=2), tokens=str(folder / "tokens-nano"), folder=str(place),
-        steps=steps, sequence=sequence, batch=batch, seed=7, checkpoint_every=10_000, export=False, faults=faults,
-        replay_every=EVERY, events=str(place / "events.jsonl"),
-    )  # fmt: skip
-    spec = JobSpec(
-        run_id=f"corrupt-{os.getpid()}-{name}", folder=str(place / "guard"),
-        command=[sys.executable, "-m", "ninthsky.train.rank.elastic", str(job.save(place / "train.json"))],
-        world=RANKS, hosts=[HostSpec(name=f"host-{n}", slots=2, spares=1) for n in range(2)], env={"OMP_NUM_THREADS": "1"},
-        watch=Watch(action="act", replay_every=EVERY, max_evictions_per_hour=10_000, card_failures=10_000, slow_ratio=50.0),
-        injected=[Injected(fault.kind, fault.rank, fault.step, fault.attempt) for fault in faults],  # type: ignore[arg-type]
-    )  # fmt: skip
-    return run_job(spec)
-
-
-def spread(
-    draw: random.Random, kind: str, count: int, gap: int, numbers: Callable[[], int], bit: Callable[[], int]
-) -> list[Fault]:
-    """`count` faults of a kind at random ranks and steps, at most one in each `gap` steps."""
-    return [
-        Fault(
-            numbers(),
-            kind,
-            draw.randrange(RANKS),
-            LEAST + 2 + number * gap + draw.randrange(gap // 2),
-            bit=bit(),
-            error=10 ** draw.uniform(-6, -2),
-        )
-        for number in range(count)
-    ]
-
-
-def jobs(folder: Path, seed: int, repeats: int) -> dict[str, Any]:
-    """Per kind: found, with the right rank, in how many steps at most, and whether the weights are the twin's."""
-    draw = random.Random(seed)
-    numbers = iter(draw.sample(range(1 << 20), 3 * repeats))
-
-    def number() -> int:
-        return next(numbers)
-
-    gap = {"flip_weight": 6, "flip_gradient": 6, "wrong_matmul": 3 * EVERY}
-    bit = {"flip_weight": lambda: draw.randrange(32), "flip_gradient": lambda: draw.randrange(32), "wrong_matmul": lambda: 0}
-    results: dict[str, Any] = {}
-    for kind in gap:
-        faults = spread(draw, kind, repeats, gap[kind], number, bit[kind])
-        steps = max(fault.step for fault in faults) + 2 * EVERY
-        quiet = job_of(folder, f"twin-{kind}", steps, [])
-        struck = job_of(folder, kind, steps, faults)
-        delays = []
-        for fault in faults:
-            named = [f for f in struck.faults if f.rank == fault.rank and 0 <= f.step - fault.step <= EVERY]
-            delays += [min(f.step for f in named) - fault.step] if named else []
-        results[kind] = {
-            "injected": len(faults),
-            "found": len(delays),
-            "wrong": sum(
-                fault.rank not in {f.rank for f in faults if 0 <= fault.step - f.step <= EVERY} for fault in struck.faults
-            ),
-            "steps_to_find": max(delays, default=None),
-            "repaired": sum(fault.state == "repaired" for fault in struck.faults),
-            "steps_redone": sum(fault.steps_redone for fault in struck.faults),
-            "twin_equal": struck.results[0]["digest"] == quiet.results[0]["digest"],
-            "quiet_steps": steps,
-            "quiet_replays": steps // EVERY,
-            "false_alarms": len(quiet.faults),
-        }
-    return results
-
-
 # -- cost ---------------------------------------------------------------------------------------------------------------
 
 
@@ -295,8 +212,7 @@ def cost(folder: Path, size: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="bits,jobs,cost")
-    parser.add_argument("--repeats", type=int, default=20, help="of each kind of fault in real jobs")
+    parser.add_argument("--parts", default="bits,cost")
     parser.add_argument("--each", type=int, default=100, help="flips of each bit")
     parser.add_argument("--size", default="tiny", choices=("nano", "tiny"), help="of bits and cost")
     parser.add_argument("--steps", type=int, default=60, help="of bits")
@@ -320,17 +236,6 @@ def main() -> None:
                 hit, alone, of = (sum(seen["by_bit"][bit][at] for bit in chosen) for at in range(3))
                 rows.append((f"gradient, {name}: found in its step", f"{hit} of {of}", f"finite and range alone: {alone}"))
             rows.append(("false alarms of it", f"{seen['false_alarms']} in {seen['quiet_steps']} steps", "-"))
-        if "jobs" in parts:
-            figures["jobs"] = jobs(folder, arguments.seed, arguments.repeats)
-            for kind, result in figures["jobs"].items():
-                told = f"{result['found']} of {result['injected']}, {result['wrong']} wrong"
-                told += f", after {result['steps_to_find']} steps at most"
-                rows.append((f"{kind}: found, right rank", told, f"replay every {EVERY}" if kind == "wrong_matmul" else "-"))
-                rows.append(
-                    (f"{kind}: weights equal the twin's", str(result["twin_equal"]), f"{result['steps_redone']} steps redone")
-                )
-                quiet = f"{result['quiet_steps']} steps, {result['quiet_replays']} replays of 4 ranks"
-                rows.append(("false alarms of the twin", result["false_alarms"], quiet))
         if "cost" in parts:
             spent = figures["cost"] = cost(folder / "tokens", arguments.size)
             rows.append(("range, of a step", f"{spent['range_share']:.2%}", f"step {spent['step_s'] * 1e3:.0f} ms of one core"))

@@ -3,12 +3,14 @@
     python -m benchmarks.data [PAGES.parquet]
 
 trafilatura lives in an environment of its own (.cache/bench-data, made here) and reads the same pages in the same run, one
-process each, in turns; both are timed by processor time per page. Then benchmarks.rules. Other peers of issue 5 (rensa,
-datatrove's whole pipeline) are not here yet: their keys are left out rather than guessed.
+process each, in turns; both are timed by processor time per page. Then benchmarks.rules, benchmarks.wrapped and
+benchmarks.end_to_end. What benchmarks.duplicates and benchmarks.corpus published last (rensa, bits per byte)
+is carried into the last line, its date into the table; a key that nobody measured is left out rather than guessed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -19,9 +21,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks import rules
+from benchmarks import end_to_end, rules, wrapped
 from benchmarks.peers import ROOT, Peer, interpreter
-from benchmarks.report import median_interval, publish
+from benchmarks.report import RESULTS, median_interval, publish
 from ninthsky.data.blocks import decode, parse
 from ninthsky.data.fit import fitted_on, kept_text
 from ninthsky.data.made import made_pages
@@ -117,8 +119,31 @@ def main(source: Path) -> None:
     table.append(
         [f"F1, {len(articles)} made spam-wrapped pages (synthetic)", figures["made_f1_ours"], figures["made_f1_trafilatura"]]
     )
-    rows_of_rules, figures_of_rules = rules.measure(source)
-    publish("data", [*table, *rows_of_rules], figures | figures_of_rules, columns=("what", "ours", "peer"))
+    for part in (rules, wrapped, end_to_end):
+        more_rows, more = part.measure(source)
+        table += [row if len(row) == 3 else [row[0], "P {:.3f}, R {:.3f}, F1 {:.3f}".format(*row[1:]), ""] for row in more_rows]
+        figures |= more
+    more_rows, more = published()
+    publish("data", [*table, *more_rows], figures | more, columns=("what", "ours", "peer"))
+
+
+# Benchmarks that run by themselves, and what of theirs belongs to the room's line.
+_APART = {"duplicates": ("minhash_over_rensa",), "corpus": ("bpb_ours", "bpb_datatrove", "bpb_raw")}
+
+
+def published() -> tuple[list[list[Any]], dict[str, Any]]:
+    """Rows and figures that other benchmarks of the room left under benchmarks/results/."""
+    table: list[list[Any]] = []
+    figures: dict[str, Any] = {}
+    kept: dict[str, Any]
+    for name, keys in _APART.items():
+        path = RESULTS / f"{name}.json"
+        kept = json.loads(path.read_text("utf-8")) if path.exists() else {"figures": {}, "date": "never"}
+        for key in keys:
+            if key in kept["figures"]:
+                figures[key] = kept["figures"][key]
+            table.append([f"{key}, of benchmarks.{name}", kept["figures"].get(key, "not measured"), f"run on {kept['date']}"])
+    return table, figures
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ One job of four ranks on two simulated hosts with a spare each trains on made to
 is struck at a random moment. Times run from the signal to the first step that rank 0 has finished in the new generation.
 The cost is counted in processor seconds over undisturbed training; a second job, of simulated ranks with 2 kB of state at the
 same pace, tells what of it is watching and what is copying state to the other host; shipping.py measures the copy itself.
-Then torchrun trains the same model and is struck in the same way (rivals.py). Figures marked "cited" are from
+Then torchrun trains the same model and is struck in the same way (rivals/torchrun.py). Figures marked "cited" are from
 `shared/design/numbers.md`: measured on another day, on a machine of the same kind, not here.
 """
 
@@ -29,9 +29,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.observing import Enough, parent_of, places_of, resident_mb
+from benchmarks.observing import Enough, Spares, parent_of, places_of, resident_mb
 from benchmarks.report import median_interval, publish
-from benchmarks.rivals import CHECKPOINT_EVERY, STRUCK, TIMEOUT_SECONDS, Outcome, run_torchrun
+from benchmarks.rivals.job import CHECKPOINT_EVERY, STRUCK, Outcome
+from benchmarks.rivals.torchrun import TIMEOUT_SECONDS, run_torchrun
 from benchmarks.shipping import shipping_cost
 from ninthsky.config.load import parse_settings
 from ninthsky.guard.agent.spawner import process_state
@@ -93,7 +94,7 @@ class Striker:
         self.spec, self.strikes, self.quiet_seconds = spec, list(strikes), quiet_seconds
         self.random = random.Random(seed)
         self.folder = Path(spec.folder)
-        self.spares: dict[str, set[int]] = {}
+        self.spares = Spares(spec)
         self.results: list[dict[str, Any]] = []
         self.cost: dict[str, float] = {}
         self.struck: tuple[signal.Signals, int, float] | None = None
@@ -102,21 +103,12 @@ class Striker:
 
     def __call__(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
-        if kind == "formed":
-            held = set(event["places"].values())
-            self.spares = {
-                host: {slot for slot in slots if f"{host}/{slot}" not in held} for host, slots in self.spares.items()
-            }
-        if kind == "spare.ready":
-            self.spares.setdefault(event["host"], set()).add(event["slot"])
+        self.spares.hear(event)
         if kind == "joined" and event["generation"] == 1:
-            self.spares = {host.name: {2} for host in self.spec.hosts}
             self._later(self._measure_cost, 3.0)
-        if kind == "process.ended":
-            self.spares.get(event["host"], set()).discard(event["slot"])
         if kind == "fault.repaired":
             self._record(event)
-        if kind == "commit" and self.cost and not self.busy and all(self.spares.get(host.name) for host in self.spec.hosts):
+        if kind == "commit" and self.cost and not self.busy and self.spares.ready():
             if not self.strikes or time.monotonic() > self.end:
                 raise Enough
             self._later(self._strike, self.random.uniform(0.2, 1.0))

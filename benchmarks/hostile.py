@@ -29,6 +29,7 @@ import msgspec
 import zmq
 
 from benchmarks.observing import Enough, listening_ports, parent_of, places_of, resident_mb
+from benchmarks.page_siege import besiege_page
 from benchmarks.report import median_interval, publish
 from ninthsky.guard.drill import drill_job
 from ninthsky.guard.faults import Fault
@@ -231,10 +232,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000)
     parser.add_argument("--others", type=int, default=2_000, help="of each other kind, shared among the ports")
+    parser.add_argument("--requests", type=int, default=100, help="to the page, of each kind that is repeated")
     parser.add_argument("--peace", type=float, default=15.0)
     parser.add_argument("--work-ms", type=float, default=100.0)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-hostile-"))
+    page = besiege_page(folder / "page", arguments.requests)
     figures = besiege(
         folder, frames=arguments.frames, others=arguments.others, peace=arguments.peace, work_ms=arguments.work_ms
     )
@@ -249,8 +252,11 @@ def main() -> None:
         *((f"refused: {name}", count, "") for name, count in sorted(figures["refused"].items())),
         ("connections of the controller, at most", figures["controller_fds"], f"{figures['controller_mb']:.0f} MB"),
         ("connections of an agent, at most", figures["agents_fds"], f"{figures['agents_mb']:.0f} MB"),
+        *((f"page: {name}", count, "") for name, count in sorted(page["attacks"].items())),
+        ("page: otherwise than it must", len(page["wrong"]), "; ".join(page["wrong"])[:200]),
+        ("page: answers, after half heads (s)", page["answers_again_s"], f"{page['fds']} descriptors, {page['mb']:.0f} MB"),
     ]
-    publish("hostile", rows, figures)
+    publish("hostile", rows, {**figures, "page": page})
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Scenario:
 
 
 TWO, TIGHT, BARE = ((2, 1), (2, 1)), ((2, 0), (2, 1)), ((2, 0), (2, 0))
-CARDS = (("card_failures", 1.0),)
+CARDS = (("card_failures", 1),)
 
 SCENARIOS = (
     Scenario("two killed at once, on two hosts", TWO, (("step", 1, lambda s: s.kill(0, 3)),),
@@ -133,9 +133,12 @@ SCENARIOS = (
     Scenario("shrunk twice: two of three hosts lost in turn", ((2, 0), (2, 0), (2, 0)),
              (("step", 1, lambda s: s.kill_host(1)), ("step", 2, lambda s: s.kill_host(2))),
              (("host", "host-1"), ("host", "host-2")), 2, changed=True),
-    Scenario("the second host within a step of the first one's repair: to the disk", ((2, 0), (2, 0), (2, 0)),
+    Scenario("the second host within a step of the first one's repair", ((2, 0), (2, 0), (2, 0)),
              (("step", 1, lambda s: s.kill_host(1)), ("fault.repaired", 1, lambda s: s.kill_host(2))),
-             (("host", "host-1"), ("host", "host-2")), 2, cost=10, changed=True),
+             (("host", "host-1"), ("host", "host-2")), 2, changed=True),
+    Scenario("the second host before the first one's repair has made a step", ((2, 0), (2, 0), (2, 0)),
+             (("step", 1, lambda s: s.kill_host(1)), ("state.double", 1, lambda s: s.kill_host(2))),
+             (("host", "host-1"), ("host", "host-2")), 2, changed=True),
     Scenario("two hosts at once that held each other's copies: to the disk", ((2, 0), (2, 0), (2, 0)),
              (("step", 1, lambda s: s.kill_host(1, 2)),), (("host", "host-1, host-2"),), 2, cost=10, changed=True),
     Scenario("shrunk for want of a process, grown when it is back", BARE, (("step", 1, lambda s: s.kill(2)),),

@@ -31,8 +31,9 @@ from tokenizers import Tokenizer
 
 from benchmarks.learn_rank import BATCH, CHECKS, SEED, SEQUENCE, SHAPE, train
 from benchmarks.report import publish
+from ninthsky.data.encode import EOS
 from ninthsky.data.sources import group
-from ninthsky.data.tokens import EOS, held_out_groups
+from ninthsky.data.tokens import held_out_groups
 from ninthsky.model.files import load
 from ninthsky.run.folder import write_json
 from ninthsky.train.text.cursor import TokenFile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from ninthsky.guard.spec import JobSpec
 from ninthsky.run.folder import read_lines
@@ -12,6 +13,32 @@ from ninthsky.run.folder import read_lines
 
 class Enough(Exception):
     """Raised out of the job's event loop."""
+
+
+class Spares:
+    """Which spares a job's events say are ready, by host."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        self._slots: dict[str, set[int]] = {}
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """One event of the job, each once and in their order."""
+        kind = event["kind"]
+        if kind == "formed":
+            held = set(event["places"].values())
+            for host, slots in self._slots.items():
+                slots -= {slot for slot in slots if f"{host}/{slot}" in held}
+        if kind == "joined" and event["generation"] == 1:  # before it, every process had to be ready
+            self._slots = {host.name: set(range(host.slots, host.slots + host.spares)) for host in self._spec.hosts}
+        if kind == "spare.ready":
+            self._slots.setdefault(event["host"], set()).add(event["slot"])
+        if kind == "process.ended":
+            self._slots.get(event["host"], set()).discard(event["slot"])
+
+    def ready(self) -> bool:
+        """Whether every host has one."""
+        return all(self._slots.get(host.name) for host in self._spec.hosts)
 
 
 def places_of(spec: JobSpec) -> list[tuple[str, int, int]]:

@@ -77,14 +77,13 @@ async def _work(name: str, folder: Path, end: Connection, size: int, shards: int
         for step in range(WARM + shards):
             which = step % len(contents)
             path, info = folder / shard_name(0, step), ShardInfo(0, step, size, digests[which])
-            path.write_bytes(contents[which])
+            _write(path, contents[which], folder / shard_name(0, step - VERSIONS - 1))
             begin = time.process_time()
             assert store.adopt(path, info) == ""
             held.clear()
             exchange.ship(info)
             await held.wait()
             used += (time.process_time() - begin) if step >= WARM else 0.0
-            path.unlink()
         end.send(1e3 * used / (shards * size / 1e6))
     else:
         await loop.run_in_executor(None, end.recv)
@@ -92,6 +91,14 @@ async def _work(name: str, folder: Path, end: Connection, size: int, shards: int
     serving.cancel()
     exchange.close()
     context.destroy(linger=0)
+
+
+def _write(path: Path, content: bytes, oldest: Path) -> None:
+    """As a rank does (`train/state/shards.py`): into the file of the oldest version, which the agent has let go of by now."""
+    if oldest.exists():
+        oldest.replace(path)
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.write(content)
 
 
 if __name__ == "__main__":

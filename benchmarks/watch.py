@@ -18,13 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.disturb import burners, stuttering
 from benchmarks.report import publish
 from ninthsky.guard.passive.live.processes import Rank, find_ranks
 
@@ -60,19 +60,6 @@ class Job:
                 raise RuntimeError(f"the job did not start: {self.log.read_text('utf-8', 'replace')[-2000:]}")
             time.sleep(0.2)
         self.ranks: dict[int, Rank] = {rank.rank: rank for rank in find_ranks([self.launcher.pid])}
-        self._stuttering: tuple[threading.Event, threading.Thread] | None = None
-
-    def stutter(self, rank: int | None) -> None:
-        """Stops a rank again and again, until it is called with None."""
-        if self._stuttering is not None:
-            self._stuttering[0].set()
-            self._stuttering[1].join()
-            self._stuttering = None
-        if rank is not None:
-            over = threading.Event()
-            thread = threading.Thread(target=_stutter, args=(self.ranks[rank].pid, over), daemon=True)
-            self._stuttering = over, thread
-            thread.start()
 
     def order(self, rank: int, text: str | None) -> None:
         path = self.folder / f"rank-{rank}"
@@ -91,14 +78,6 @@ class Job:
                 continue
         self.launcher.kill()
         self.launcher.wait()
-
-
-def _stutter(pid: int, over: threading.Event) -> None:
-    while not over.is_set():
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(STUTTER_SECONDS)
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(STUTTER_SECONDS)
 
 
 class Watch:
@@ -149,51 +128,22 @@ def job() -> Iterator[Job]:
             made.end()
 
 
-@contextmanager
-def burners(job: Job, bound: int | None, count: int = 2) -> Iterator[None]:
-    """Processes that do nothing but run; with `bound`, on one processor together with that rank."""
-    burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    everywhere = os.sched_getaffinity(0)
-    try:
-        if bound is not None:
-            one = {min(everywhere)}
-            for pid in [job.ranks[bound].pid, *(each.pid for each in burning)]:
-                _bind(pid, one)
-        yield
-    finally:
-        for each in burning:
-            each.kill()
-            each.wait()
-        if bound is not None and job.launcher.poll() is None:
-            _bind(job.ranks[bound].pid, everywhere)
-
-
-def _bind(pid: int, processors: set[int]) -> None:
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), processors)
-
-
 def strike(job: Job, kind: str, rank: int) -> None:
     if kind == "kill":
         os.kill(job.ranks[rank].pid, signal.SIGKILL)
     elif kind == "freeze":
         os.kill(job.ranks[rank].pid, signal.SIGSTOP)
-    elif kind == "stutters":
-        job.stutter(rank)
-    else:
+    elif kind != "stutters":
         job.order(
             rank, f"passes {PASSES[kind]}" if kind in PASSES else f"loader {LOADER_SECONDS}" if kind == "loader" else kind
         )
 
 
 def undo(job: Job, kind: str, rank: int) -> None:
-    if kind == "kill":
+    if kind in {"kill", "stutters"}:
         return
     if kind == "freeze":
         os.kill(job.ranks[rank].pid, signal.SIGCONT)
-        return
-    if kind == "stutters":
-        job.stutter(None)
         return
     job.order(rank, None)
     if kind in {"sleep", "lock"}:
@@ -205,11 +155,12 @@ def one(job: Job, kind: str, number: int, draw: random.Random, into: dict[str, A
     time.sleep(draw.uniform(*CALM))
     rank = draw.randrange(RANKS)
     begun = time.time()
+    disturbed: AbstractContextManager[None] = nullcontext()
     if kind.endswith("burners"):
-        with burners(job, None):
-            strike(job, kind, rank)
-            fault = watch.first_fault(LIMIT[kind])
-    else:
+        disturbed = burners(None)
+    elif kind == "stutters":
+        disturbed = stuttering(job.ranks[rank].pid, STUTTER_SECONDS, STUTTER_SECONDS)
+    with disturbed:
         strike(job, kind, rank)
         fault = watch.first_fault(LIMIT[kind])
     if fault is None:
@@ -233,7 +184,7 @@ def control(job: Job, kind: str, number: int, draw: random.Random, into: dict[st
     bound = draw.randrange(RANKS)
     watch = Watch(job, number)
     if kind == "noisy":
-        with burners(job, bound):
+        with burners(job.ranks[bound].pid):
             time.sleep(CONTROLS[kind])
     else:
         time.sleep(CONTROLS[kind])

@@ -19,12 +19,18 @@ EXPLANATIONS: dict[str, str] = {
     "N9-RUN-003": "A stage failed. Its error stands above and in the run's events.jsonl; what was finished is kept,\n"
     "and the same command goes on from there.",
     "N9-RUN-004": "Something that this stage needs is not installed. The message names the extra to install.",
+    "N9-RUN-005": "[where] executor asks for Ray, which is not installed here, or no cluster answers at that address.\n"
+    'docs/run.md tells how to start one; executor = "local" needs none.',
     "N9-WHY-001": "No record has this id. Ids are printed by the stage that decided: documents `doc-...`, faults `F-0001`,\n"
     "layouts `layout-...`, a station's hour `STATION@HOUR`.",
     "N9-DATA-001": "No raw pages could be had. Name a folder of HTML in [data] sources, or allow apt-get or a package mirror.",
     "N9-DATA-002": "The corpus is too small for what follows. The funnel tells where pages were dropped: add sources, loosen\n"
     "rules.",
     "N9-DATA-003": "The run has no corpus yet. The data stages make it: n9 run FILE --only data",
+    "N9-DATA-004": "A list or the classifier of [data.safety] cannot be had. docs/data.md tells their forms.",
+    "N9-DATA-005": "`n9 data diff` compares two runs, and was given the same one twice.",
+    "N9-DATA-006": "An evaluation set that [data] decontaminate names holds no text. JSON lines, Parquet or text, one item\n"
+    "to a row.",
     "N9-SRV-001": "The export folder has no readable tokenizer.json. `n9 train` writes it beside the model.",
     "N9-SRV-002": "The run has not exported a model yet. `n9 run FILE` goes on from where it stopped.",
     "N9-SRV-003": "The server cannot listen as asked: address, key or certificate. The message names which.",

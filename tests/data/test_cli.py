@@ -84,6 +84,8 @@ def test_look_and_card(corpus: RunFolder) -> None:
     assert n9("look", "doc-0", "--run", corpus.path).returncode == 1
     card = lines(n9("card", corpus.path, "--json"))[0]
     assert card["funnel"]["pages"] > 30 and card["tokens"]["vocab"] == 512
+    assert {"rule": "min_words", "bound": "min"}.items() <= card["rules"][0].items() and card["rules"][0]["english"] == 40
+    assert card["synthetic_tokens"] == {"train": 0, "held_out": 0} and "noindex" not in card["funnel"]["robots"]
     text = n9("card", corpus.path).stdout
     assert "near duplicate" in text and "bytes per token" in text
 

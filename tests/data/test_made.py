@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 from ninthsky.data.blocks import decode, parse
-from ninthsky.data.duplicates import jaccard, signatures
+from ninthsky.data.duplicates.minhash import jaccard, signatures
 from ninthsky.data.made import made_pages, source, true_article
 
 

@@ -205,6 +205,9 @@ def test_the_root_is_found_in_a_grid_of_groups(rows: int, columns: int, data: st
 
 def test_a_silent_host_is_named_when_others_wait() -> None:
     w = window(host_silence={"host-0": 0.1, "host-1": 4.2}, quiet=np.full(4, 3.0))
+    enter(w, [0])
+    assert not judge_host(w, LIMITS), "rank 1 is at work of its own: nobody is waited for yet"
+    enter(w, [1])
     (verdict,) = judge_host(w, LIMITS)
     assert (verdict.cause, verdict.host, verdict.ranks) == ("host", "host-1", (2, 3))
     assert not judge_hang(w, LIMITS), "its ranks are not blamed one by one"
@@ -216,10 +219,12 @@ def test_a_silent_agent_is_no_fault_while_training_goes_on() -> None:
 
 def test_hosts_that_go_silent_together_are_one_fault() -> None:
     silence = {f"host-{n}": 4.2 if n in (1, 5) else 0.1 for n in range(8)}
-    (verdict,) = judge_host(window(16, host_silence=silence, quiet=np.full(16, 3.0)), LIMITS)
+    w = window(16, host_silence=silence, quiet=np.full(16, 3.0))
+    enter(w, [rank for rank in range(16) if rank // 2 not in (1, 5)])
+    (verdict,) = judge_host(w, LIMITS)
     assert (verdict.host, verdict.ranks) == ("host-1, host-5", (2, 3, 10, 11)) and verdict.text.startswith("2 hosts")
     on_the_way = silence | {"host-5": 3.2}
-    assert not judge_host(window(16, host_silence=on_the_way, quiet=np.full(16, 3.0)), LIMITS), "the other is waited for"
+    assert not judge_host(dataclasses.replace(w, host_silence=on_the_way), LIMITS), "the other is waited for"
 
 
 def test_a_step_that_is_long_for_everybody_is_no_lost_host() -> None:
@@ -299,6 +304,19 @@ def test_a_rank_kept_from_running_shows_on_the_wall_only() -> None:
 def test_peers_that_were_kept_from_running_make_nobody_slow() -> None:
     """A rank with twice the processor time of the others, and the same wall time, is the only one that ran in peace."""
     assert not judge_slow(times(window(), {}, {2: 2.0}), LIMITS)
+
+
+def test_a_rank_that_is_stopped_now_and_then_is_slow_on_average() -> None:
+    fleet = times(window(steps_seen=STEPS + 10), {}, {})
+    fleet.local_wall[1, ::6] *= 3.0  # in most steps it is as quick as the others
+    (verdict,) = judge_slow(fleet, LIMITS)
+    assert (verdict.cause, verdict.ranks) == ("slow", (1,))
+
+
+def test_a_few_long_stops_are_no_slow_rank() -> None:
+    fleet = times(window(steps_seen=STEPS + 10), {}, {})
+    fleet.local_wall[1, 20:24] *= 30.0
+    assert not judge_slow(fleet, LIMITS)
 
 
 def test_a_busy_neighbour_that_slows_a_whole_host_blames_nobody() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import zmq.asyncio
 
 from ninthsky.errors import UserError
 from ninthsky.guard import protocol as p
+from ninthsky.guard.agent.between import Between, Get, Piece, Put
 from ninthsky.guard.keys import CONTROLLER, Keyring, forge, load_keys
 from ninthsky.guard.wire import MAX_MESSAGE, MOST_WAITING, Caller, Listener
 
-REPORT = p.Report(0, "", 0, 0.0, [])
+REPORT = p.Report(0, "", 0, 0.0, b"")
 
 
 async def until(holds: Callable[[], bool], what: str) -> None:
@@ -128,10 +130,8 @@ def test_oversized_and_malformed_messages_of_a_known_peer_are_dropped(tmp_path: 
     async def work(listener: Listener[Any], context: zmq.asyncio.Context) -> None:
         keys = load_keys(tmp_path / "host-0.json")
         caller = call(context, keys, listener.port)
-        raw = caller._socket
-        await raw.send(b"\xc1 no message")
-        await raw.send_multipart([b"two", b"frames"])
-        await raw.send(bytes(MAX_MESSAGE + 1))
+        for frames in ([b"\xc1 no message"], [b"two", b"frames"], [bytes(MAX_MESSAGE + 1)]):
+            await until(partial(caller._send_now, frames), "room for a message")
         receiving = asyncio.ensure_future(listener.receive())
         await until(lambda: listener.refused["malformed"] == 2, "two malformed messages")
         second = call(context, keys, listener.port)
@@ -147,20 +147,20 @@ def test_a_piece_of_a_shard_travels_beside_its_message_and_never_without_it(tmp_
     async def run() -> None:
         forge(tmp_path, ["host-0", "host-1"])
         context = zmq.asyncio.Context()
-        listener: Listener[Any] = Listener(context, load_keys(tmp_path / "host-1.json"), p.Put | p.Get, "127.0.0.1")
+        listener: Listener[Any] = Listener(context, load_keys(tmp_path / "host-1.json"), Put | Get, "127.0.0.1")
         keys = load_keys(tmp_path / "host-0.json")
-        caller: Caller[p.Between] = Caller(context, keys, "host-1", p.Between, "127.0.0.1", listener.port)
+        caller: Caller[Between] = Caller(context, keys, "host-1", Between, "127.0.0.1", listener.port)
         try:
             data = os.urandom(100_000)
-            put = p.Put(1, 2, 3, len(data), "x", 0, memoryview(data))
+            put = Put(1, 2, 3, len(data), "x", 0, memoryview(data))
             await caller.send_when_possible(put)
             assert await asyncio.wait_for(listener.receive(), 10) == ("host-0", put)
-            assert listener.send("host-0", p.Piece(2, 3, "x", 0, 4, memoryview(b"four")))
-            assert await asyncio.wait_for(caller.receive(), 10) == p.Piece(2, 3, "x", 0, 4, memoryview(b"four"))
+            assert listener.send("host-0", Piece(2, 3, "x", 0, 4, memoryview(b"four")))
+            assert await asyncio.wait_for(caller.receive(), 10) == Piece(2, 3, "x", 0, 4, memoryview(b"four"))
             head = msgspec.msgpack.encode(msgspec.structs.replace(put, data=memoryview(b"")))
-            get = msgspec.msgpack.encode(p.Get(2, 3, "x", 0))
+            get = msgspec.msgpack.encode(Get(2, 3, "x", 0))
             for frames in ([head], [head, b"a", b"b"], [get, b"a"]):
-                await caller._socket.send_multipart(frames)
+                await until(partial(caller._send_now, frames), "room for a message")
             receiving = asyncio.ensure_future(listener.receive())
             await until(lambda: listener.refused["malformed"] == 3, "three malformed messages")
             assert not receiving.done()

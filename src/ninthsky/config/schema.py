@@ -38,8 +38,9 @@ class Where(Block):
     """Where the run's folder lives and what executes its shards."""
 
     store: str = "runs"
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "ray"] = "local"
     workers: PositiveInt | None = None  # None: as many as cores
+    ray_address: str | None = None  # host:port of a Ray cluster; None: $RAY_ADDRESS, or a cluster of this machine alone
 
 
 class Quality(Block):
@@ -57,6 +58,16 @@ class Quality(Block):
     c4: bool = False  # English: C4's lines taken out, as FineWeb asks it (lines need not end in a mark)
 
 
+class Safety(Block):
+    """Hooks of a house's own against what it must not train on; docs/data.md tells their forms."""
+
+    block_lists: tuple[str, ...] = ()  # files or URLs of hosts, or of addresses without what follows a folder
+    lexicons: tuple[str, ...] = ()  # files or URLs of terms
+    max_lexicon_share: Share = 0.005  # of a document's words (CJK: characters), in terms of the lexicons
+    classifier: str | None = Field(None, pattern=r"^[\w.]+:\w+$")  # module:function
+    max_classifier: Share = 0.5  # what the classifier may say
+
+
 class Data(Block):
     """Raw pages -> documents -> tokens."""
 
@@ -66,10 +77,19 @@ class Data(Block):
     page_seconds: Seconds = 5.0
     page_bytes: PositiveInt = 20_000_000
     near_duplicate: Share = 0.80
+    repeat_pages: int = Field(10, ge=0)  # of one site, or a share of its pages, on which one block may stand; 0: on any
+    repeat_share: Share = 0.1
+    decontaminate: tuple[str, ...] = ()  # evaluation sets of which nothing may be trained on
+    decontaminate_words: PositiveInt = 13  # in a row, that are too many to share with them
+    decontaminate_characters: PositiveInt = 20  # the same in Chinese, Japanese, Korean
+    contaminated: Literal["drop", "cut"] = "drop"  # the document, or its blocks that share something
     mask: tuple[Literal["email", "phone", "id_card", "bank_card", "ip"], ...] = ("email", "phone", "id_card", "bank_card", "ip")
     held_out: Share = 0.05
     vocab: PositiveInt | None = None
+    vocab_characters: PositiveInt = 200_000_000  # of the training documents, on which the tokenizer is trained
+    shard_tokens: PositiveInt = 1 << 28  # of a token file, at most
     quality: Quality = Quality()
+    safety: Safety = Safety()
 
 
 class Model(Block):
@@ -208,6 +228,7 @@ class Guard(Block):
     max_restarts_per_hour: PositiveInt = 3  # of all ranks at once
     spare_seconds: float = Field(180.0, ge=0)  # to wait for a restarted process, before the job goes on with fewer ranks
     smallest_share: float = Field(0.5, gt=0, le=1)  # of the ranks, with which the job may go on where cards are lost
+    standby: bool = False  # a second controller, which takes over from one that was killed or hangs
     bind: str = "127.0.0.1"
     webhook: str = ""  # http address that is told of faults, in Alertmanager's form
     drain: Literal["advise", "slurm", "kubernetes"] = "advise"  # who is ordered to take a bad host out of use

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from ninthsky.config.schema import Data
 from ninthsky.data.extract import Document, Extractor, documents_of
 from ninthsky.data.formats import Raw, columns_of, files_of, read_file, row_of, suffix
-from ninthsky.data.pool import Clock, map_shards
 from ninthsky.errors import UserError
+from ninthsky.run.executor import Clock
+from ninthsky.run.executor.local import Local
 
 _PAGES = 16  # of one shard
 
@@ -70,7 +71,7 @@ def _group(path: str, group: int) -> list[Raw]:
 
 
 def records_of(job: tuple[Shard, Data], skip: dict[int, str], clock: Clock) -> list[dict[str, Any]]:
-    """One record per page of a shard. The pool's task."""
+    """One record per page of a shard. The executor's task."""
     shard, data = job
     pages = _group(shard.path, shard.group)[shard.start : shard.stop] if isinstance(shard, Rows) else shard
     documents = documents_of(Extractor(data), pages, skip, clock)
@@ -110,7 +111,7 @@ def extract(paths: Sequence[str], data: Data, workers: int) -> Iterator[dict[str
     jobs = ((shard, data) for path in paths for shard in shards_of(path))
     early: dict[int, list[dict[str, Any]]] = {}
     following = 0
-    for index, records in map_shards(records_of, jobs, workers, data.page_seconds):
+    for index, records in Local(data.page_seconds, workers).map(records_of, jobs):
         early[index] = records
         while following in early:
             yield from early.pop(following)

@@ -1,37 +1,30 @@
 """An HTML page as blocks: runs of text between block-level tags, each with what the tags around it say.
 
-The tree is built by resiliparse and read back in its serialised form, which is well formed by construction: one regular
-expression then walks it. Nothing here recurses, so a page nested 100,000 deep costs time and no stack.
+The tree is built by resiliparse and read back in its serialised form, which is well formed by construction: one kernel
+(`data.markup`) then walks its bytes.
 """
 
 from __future__ import annotations
 
-import html
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+import numpy as np
+from numpy.typing import NDArray
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
-_ATTRIBUTES = r"((?:[^>\"]++|\"[^\"]*+\")*+)"
-_RAW = "script|style|noscript|template|iframe|select|datalist|object|canvas|svg|math|textarea|audio|video"
-# A comment, an element whose content is no text of the page, or a tag. Tags are taken whole, so that `<script>` inside an
-# attribute's value, which serialised HTML does not escape, begins nothing.
-_TAG = re.compile(rf"<!--.*?-->|<({_RAW})\b(?:[^>\"]++|\"[^\"]*+\")*+>.*?</\1>|<(/?[a-zA-Z][^\s/>]*+){_ATTRIBUTES}>", re.S)
-_NAMES = re.compile(r"(?:^|\s)(?:class|id|role)=\"([^\"]*)\"")
-_HIDDEN = re.compile(r"(?:^|\s)hidden(?:[\s=]|$)|display:\s*none|aria-hidden=\"true\"", re.I)
-_SPACE = re.compile(r"[\s\u00a0\u200b\ufeff]+")
-_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]+)", re.I)
+from ninthsky.data.lookup import Table
+from ninthsky.data.markup import ATTRIBUTE_TABLE, BLOCK_NAMES, END, START, TAG_BITS, TAG_TABLE, walk
 
-_VOID = "area base br col embed hr img input link meta param source track wbr"
-VOID = frozenset(_VOID.split())
-# Tags that end a run of text. Every other tag is inline and only passed over.
-_BLOCK = """
-address article aside blockquote body button caption center dd details dialog dir div dl dt fieldset figcaption figure footer
-form frameset h1 h2 h3 h4 h5 h6 header html legend li main menu nav ol p pre section summary table tbody td tfoot th thead tr ul
-"""
-BLOCK = frozenset(_BLOCK.split())
+Array = NDArray[Any]
+
+_SPACE = re.compile(r"[\s\u00a0\u200b\ufeff]+")
+# What browsers read under these names knows more characters than Python's codec of the name.
+_SUPERSETS = {"gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs"}
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.-]+)", re.I)
 # What class, id and role names say, by group; matched against whole words of the name (camelCase and hyphens split).
 _HINTS = """
 navigation: nav navbar navigation menu breadcrumb breadcrumbs pager pagination paging toolbar topbar docnav toc tabs
@@ -58,32 +51,10 @@ _WORD_BITS: dict[str, int] = {}
 for _group, _group_words in HINTS.items():
     for _word in _group_words:
         _WORD_BITS[_word] = _WORD_BITS.get(_word, 0) | HINT_BITS[_group]
-TAG_BITS = {
-    name: 1 << index
-    for index, name in enumerate(
-        (
-            "nav",
-            "footer",
-            "aside",
-            "header",
-            "form",
-            "main",
-            "article",
-            "table",
-            "li",
-            "figure",
-            "blockquote",
-            "pre",
-            "dl",
-            "button",
-            "hidden",
-        )
-    )
-}
-_TAG_GROUP = {**TAG_BITS, "figcaption": TAG_BITS["figure"], "dd": TAG_BITS["dl"], "dt": TAG_BITS["dl"], "td": TAG_BITS["table"]}
+_HINT_TABLE = Table(_WORD_BITS.items())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, frozen=True)
 class Block:
     """A run of text of a page. Lengths are in characters; `line` says that it follows the block before after a mere <br>."""
 
@@ -97,14 +68,45 @@ class Block:
     line: bool
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Page:
-    """A page's blocks and containers. Container 0 is the body; `parent[i]` is the container around container i."""
+    """A page's blocks and containers, as columns. Container 0 is the body; `parent[i]` is the container around container i.
 
-    title: str = ""
-    blocks: list[Block] = field(default_factory=list)
-    parent: list[int] = field(default_factory=lambda: [0])
-    depth: int = 0  # of elements nested in one another, the most
+    `data` uint8 [bytes] holds the texts end to end, `rows` int32 [blocks, markup.COLUMNS] where each lies and what was
+    around it.
+    """
+
+    title: str
+    data: Array
+    rows: Array
+    parent: Array
+    depth: int  # of elements nested in one another, the most
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def text(self, index: int) -> str:
+        """Of one block."""
+        row = self.rows[index]
+        return self.data[row[START] : row[END]].tobytes().decode()
+
+    def texts(self, first: int, last: int) -> list[str]:
+        """Of the blocks [first, last)."""
+        return [self.text(index) for index in range(first, last)]
+
+    @property
+    def characters(self) -> int:
+        """Of all texts."""
+        return int(np.count_nonzero((self.data & 0xC0) != 0x80))
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """For those who look at a page block by block."""
+        rows = zip(self.texts(0, len(self)), self.rows.tolist(), strict=True)
+        return [
+            Block(text, BLOCK_NAMES[tag], min(chars, len(text)), links, container, hints, tags, bool(line))
+            for text, (_, _, tag, chars, links, container, hints, tags, line) in rows
+        ]
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -122,13 +124,11 @@ def decode(data: bytes) -> tuple[str, str]:
         if error.start >= len(data) - 4:
             return data.decode("utf-8", errors="replace"), "utf-8"
     declared = _CHARSET.search(data[:4096])
-    if declared is not None:
-        name = declared[1].decode("ascii").lower()
-        name = {"gb2312": "gb18030", "gbk": "gb18030", "iso-8859-1": "cp1252"}.get(name, name)
-        try:
-            text = data.decode(name, errors="replace")
-        except LookupError:
-            text = "\ufffd" * len(data)
+    # Only encodings that browsers know: Python knows others (UTF-7, escapes), which make of bytes what no page may hold.
+    known = map_encoding_to_html5(declared[1].decode("ascii"), False) if declared is not None else None
+    if known and not known.startswith("utf-16"):  # a declaration that can be read is not in UTF-16
+        name = _SUPERSETS.get(known, known)
+        text = data.decode(name, errors="replace")
         # A declaration that is a lie shows: many bytes have no character in it.
         if text.count("\ufffd") <= len(text) // 100:
             return text, name
@@ -139,91 +139,13 @@ def decode(data: bytes) -> tuple[str, str]:
 def parse(text: str) -> Page:
     """The blocks of a page, in reading order. Text outside the body is left out, but for the title."""
     tree = HTMLTree.parse(text)
-    page = Page(title=_SPACE.sub(" ", tree.title or "").strip())
-    if tree.body is None:
-        return page
-    pieces = _TAG.split(tree.body.html)
-    blocks, parent = page.blocks, page.parent
-    stack: list[tuple[str, int, int, int]] = []  # tag, container, hints, tags
-    tag, container, hints, tags = "body", 0, 0, 0
-    run: list[str] = []
-    link_chars = links = depth = deepest = 0
-    in_link = False
-    line = False
-    for index in range(0, len(pieces), 4):
-        piece = pieces[index]
-        if piece:
-            run.append(piece)
-            if in_link:
-                link_chars += len(piece.strip())
-        if index + 1 == len(pieces):
-            name, attributes = "/body", ""
-        else:
-            name, attributes = pieces[index + 2], pieces[index + 3]
-            if name is None:  # a comment, or content that is no text
-                run.append(" " if pieces[index + 1] else "")
-                continue
-        closing = name[0] == "/"
-        if closing:
-            depth -= 1
-            name = name[1:]
-        elif name not in VOID:
-            depth += 1
-            if depth > deepest:
-                deepest = depth
-        if name == "a":
-            in_link = not closing
-            links += in_link
-            continue
-        if name != "br" and name not in BLOCK:
-            if name == "img" or name == "input":
-                run.append(" ")
-            continue
-        if run:
-            joined = "".join(run)
-            if "&" in joined:
-                joined = html.unescape(joined)
-            words = joined.strip("\n") if tags & TAG_BITS["pre"] else _SPACE.sub(" ", joined).strip()
-            if words and not words.isspace():
-                blocks.append(Block(words, tag, min(link_chars, len(words)), links, container, hints, tags, line))
-                line = False
-            run.clear()
-            link_chars = links = 0
-        if name == "br":
-            line = True
-            continue
-        line = False
-        if closing:
-            # The serialised form closes what it opened; the test for the name costs little and survives if it does not.
-            while stack:
-                opened = tag
-                tag, container, hints, tags = stack.pop()
-                if opened == name:
-                    break
-            continue
-        stack.append((tag, container, hints, tags))
-        parent.append(container)
-        container = len(parent) - 1
-        tag = name
-        tags |= _TAG_GROUP.get(name, 0)
-        if attributes:
-            if "hidden" in attributes or "none" in attributes:
-                tags |= TAG_BITS["hidden"] if _HIDDEN.search(attributes) else 0
-            for names in _NAMES.findall(attributes):
-                hints |= _hint(names)
-    page.depth = deepest
-    return page
+    body = tree.body.html if tree.body is not None else ""
+    data = np.frombuffer(body.encode("utf-8", "replace"), np.uint8)
+    found, rows, parent, depth = walk(
+        data, body.count("<"), TAG_TABLE.keys, TAG_TABLE.values, ATTRIBUTE_TABLE.keys, ATTRIBUTE_TABLE.values,
+        _HINT_TABLE.keys, _HINT_TABLE.values,
+    )  # fmt: skip
+    return Page(_SPACE.sub(" ", tree.title or "").strip(), found, rows, parent, depth)
 
 
-_HINT_MEMORY: dict[str, int] = {}
-
-
-def _hint(names: str) -> int:
-    known = _HINT_MEMORY.get(names)
-    if known is None:
-        known = 0
-        for word in _WORDS.findall(names[:200]):
-            known |= _WORD_BITS.get(word.lower(), 0)
-        if len(_HINT_MEMORY) < 100_000:
-            _HINT_MEMORY[names] = known
-    return known
+__all__ = ["HINTS", "HINT_BITS", "TAG_BITS", "Block", "Page", "decode", "parse"]

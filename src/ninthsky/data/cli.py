@@ -74,12 +74,14 @@ def look(page: str, *, run: str | None = None, store: str = "runs", json_: Json 
 
     from ninthsky.config.schema import Data, Settings
     from ninthsky.data.formats import Raw
-    from ninthsky.data.look import find_page, page_view, painted
+    from ninthsky.data.look import as_decided, find_page, page_view, painted
+    from ninthsky.data.why import find_row
     from ninthsky.run.folder import find_run, read_json
 
     if page.startswith("doc-"):
         folder = find_run(Path(store), run)
         name, raw = find_page(folder, page)
+        row = find_row(folder.stage("data.corpus"), page)
         data = Settings.model_validate(read_json(folder.path / "settings.json") or {}).data
     else:
         path = Path(page)
@@ -87,8 +89,10 @@ def look(page: str, *, run: str | None = None, store: str = "runs", json_: Json 
             raise UserError(
                 "N9-DATA-001", f"no such file: {page}", "n9 data look", "give a file of HTML, or an id that starts with doc-"
             )
-        name, raw, data = page, Raw(page, path.read_bytes()), Data()
+        name, raw, data, row = page, Raw(page, path.read_bytes()), Data(), None
     view = page_view(raw, data)
+    if row is not None:
+        view = as_decided(view, row, data)
     if json_:
         print(json.dumps({"page": name, **view}, ensure_ascii=False))
         return OK
@@ -107,8 +111,8 @@ def card(run: str | None = None, *, store: str = "runs", json_: Json = False) ->
     run:
         Name or folder of the run; the newest one otherwise.
     """
-    from ninthsky.data.look import card as corpus_card
-    from ninthsky.data.look import card_lines
+    from ninthsky.data.card import card as corpus_card
+    from ninthsky.data.card import card_lines
     from ninthsky.run.folder import find_run
 
     content = corpus_card(find_run(Path(store), run))
@@ -116,4 +120,32 @@ def card(run: str | None = None, *, store: str = "runs", json_: Json = False) ->
         print(json.dumps(content, ensure_ascii=False))
         return OK
     print("\n".join(card_lines(content)))
+    return OK
+
+
+@app.command
+def diff(
+    run_a: str, run_b: str, *, store: str = "runs", examples: int = 3, html: Path | None = None, json_: Json = False
+) -> int:
+    """What changed between the corpora of two runs: settings, counts by reason, documents kept by one only, other texts.
+
+    Parameters
+    ----------
+    run_a:
+        Name or folder of the run before.
+    run_b:
+        Name or folder of the run after.
+    examples:
+        Pages shown for each kind of change.
+    html:
+        File to write a page with tables and a figure to.
+    """
+    from ninthsky.data.diff import diff as difference
+    from ninthsky.data.diff import diff_lines, diff_page
+    from ninthsky.run.folder import find_run
+
+    found = difference(find_run(Path(store), run_a), find_run(Path(store), run_b), examples)
+    if html is not None:
+        diff_page(found, html)
+    print(json.dumps(found, ensure_ascii=False) if json_ else "\n".join(diff_lines(found)))
     return OK

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from ninthsky.config.schema import Data
 from ninthsky.data.blocks import decode, parse
-from ninthsky.data.features import units
+from ninthsky.data.features import figures
 from ninthsky.data.formats import Raw
 from ninthsky.data.language import UNKNOWN, detect, share
-from ninthsky.data.pool import Clock
 from ninthsky.data.rules.judge import Judge
 from ninthsky.data.rules.table import table
-from ninthsky.data.score import best_run, choose, weights
+from ninthsky.data.safety import hooks
+from ninthsky.data.score import best_run, spans, weights
+from ninthsky.run.executor import Clock
 
 # The steps of the funnel, in order. Each drop names one of them.
-READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR = (
+READING, EXTRACTION, LANGUAGE, QUALITY, SAFETY, EVALUATION, EXACT, NEAR, REPEATS = (
     "reading",
     "extraction",
     "language",
     "quality",
+    "safety",
+    "evaluation sets",
     "exact duplicate",
     "near duplicate",
+    "repeated blocks",
 )
-STEPS = (READING, EXTRACTION, LANGUAGE, QUALITY, EXACT, NEAR)
+STEPS = (READING, EXTRACTION, LANGUAGE, QUALITY, SAFETY, EVALUATION, EXACT, NEAR, REPEATS)
 _MIXED = 0.6  # share of the text in its own language, at least; own threshold
 _LICENCE = re.compile(r"<(?:a|link)\s[^>]{0,500}?\brel\s*=\s*(?:\"[^\">]*|'[^'>]*)?\blicense\b[^>]{0,500}>", re.I)
 _HREF = re.compile(r"\bhref\s*=\s*[\"']?([^\"'\s>]+)", re.I)
@@ -68,16 +72,19 @@ class Extractor:
     def __init__(self, data: Data) -> None:
         self.data = data
         self._judge = Judge(table(data.quality))
+        self._safety = hooks(data.safety)
 
     def __call__(self, raw: Raw) -> Document:
         """Reading, extraction, language. Never raises on account of the page's bytes; what cannot be used is dropped with its
         reason."""
         document = Document(licence=raw.licence, robots=raw.robots)
-        document.drop = self._read(raw, document)
+        objection = self._safety.address(raw.path)
+        document.drop = Drop(SAFETY, *astuple(objection)) if objection else self._read(raw, document)
         return document
 
     def judge(self, documents: Sequence[Document]) -> None:
-        """The quality rules, for all documents that are not dropped yet: figures, and the reason where a rule is broken."""
+        """The quality rules, then the house's own hooks, for all documents that are not dropped yet: figures, and the reason
+        where a rule is broken."""
         for language in self.data.languages:
             left = [document for document in documents if document.drop is None and document.language == language]
             for document, verdict in zip(left, self._judge([one.text for one in left], language), strict=True):
@@ -87,6 +94,9 @@ class Extractor:
                     document.drop = Drop(
                         QUALITY, rule.name, verdict.figures[rule.name], rule.threshold(language), f"rule of {rule.source}"
                     )
+            left = [document for document in left if document.drop is None]
+            for document, objection in zip(left, self._safety.texts(left, language), strict=True):
+                document.drop = Drop(SAFETY, *astuple(objection)) if objection else None
 
     def _read(self, raw: Raw, document: Document) -> Drop | None:
         size = len(raw.data)
@@ -108,18 +118,22 @@ class Extractor:
         document.licence = document.licence or stated_licence(text)
         document.robots = document.robots or stated_robots(text)
         page = parse(text)
-        document.figures.update(blocks=len(page.blocks), depth=page.depth)
-        if not page.blocks:
+        document.figures.update(blocks=len(page), depth=page.depth)
+        if not len(page):
             return Drop(EXTRACTION, "no_text", 0, 1, "no text between the tags")
-        document.spans, scores = choose(page)
-        characters = sum(len(block.text) for block in page.blocks)
-        kept = [block for first, last in document.spans for block in page.blocks[first:last]]
-        document.text = "\n".join(block.text for block in kept)
-        kept_share = sum(len(block.text) for block in kept) / characters
+        x, size = figures(page)
+        fitted = weights()
+        scores = fitted.score(x)
+        document.spans = spans(scores, size, fitted.switch)
+        kept = [text for first, last in document.spans for text in page.texts(first, last)]
+        document.text = "\n".join(kept)
+        kept_share = sum(map(len, kept)) / page.characters
         document.figures.update(kept_share=round(kept_share, 6), kept_blocks=len(kept), best_score=float(scores.max()))
         if not kept:
-            best, needed = best_run(scores, units(page)), weights().switch
-            return Drop(EXTRACTION, "no_article", round(best, 4), needed, "no run of blocks scores as an article: all shell")
+            best = best_run(scores, size)
+            return Drop(
+                EXTRACTION, "no_article", round(best, 4), fitted.switch, "no run of blocks scores as an article: all shell"
+            )
         return None
 
     def _lines(self, text: str, document: Document) -> Drop | None:
@@ -159,7 +173,7 @@ def stated_robots(html: str) -> str:
 
 
 def documents_of(extractor: Extractor, pages: Sequence[Raw], skip: dict[int, str], clock: Clock) -> list[Document]:
-    """One document per page of a shard, judged; pages in `skip` ran over their time. `clock` as the pool wants it."""
+    """One document per page of a shard, judged; pages in `skip` ran over their time. `clock` as the executor wants it."""
     documents = []
     limit = extractor.data.page_seconds
     for index, page in enumerate(pages):

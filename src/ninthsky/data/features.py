@@ -1,59 +1,26 @@
 """Figures of a page's blocks: what each looks like, what stands around it, and where in the page it is.
 
-All counts are taken in one pass over the code points of the page, so that the cost does not depend on the number of figures.
+`data.counts` counts in the blocks' texts; here the counts become figures, in one kernel whose cost does not depend on Python.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
+from ninthsky.data import counts, markup
 from ninthsky.data.blocks import HINT_BITS, TAG_BITS, Page
-from ninthsky.data.spam import LURE, LURE_CJK, PHONE, name_list_share, place_share
+from ninthsky.data.markup import BLOCK_NAMES
+from ninthsky.data.spam import PHONE
 
 Array = npt.NDArray[Any]
 
-_STOP_WORDS = """
-the be to of and a in that have i it for not on with he as you do at this but his by from they we say her she or an will my one
-all would there their what so up out if about who get which go me when make can like no just him know take into your some could
-them see other than then now its also after how our was were is are been has had
-"""
-STOP_WORDS = frozenset(_STOP_WORDS.split())
-_STOP_CHARACTERS = "的了是在和有我他这不为也就都而及与着或一个没们你她它对从到把被让之其所以但因并等将还又很更最能会可要说"
-_TERMINAL = '.!?…。！？；;：:"”’』」'
-_LONG_COMMA = ",，、;；"
-
-_LETTER, _UPPER, _DIGIT, _CJK, _SPACE, _STOP, _END, _COMMA, _OTHER = range(9)
-_CLASSES = np.full(0x10000, _OTHER, np.uint8)
-_CLASSES[0x41:0x5B] = _UPPER
-_CLASSES[0x61:0x7B] = _LETTER
-_CLASSES[0xC0:0x250] = _LETTER
-_CLASSES[0x370:0x2000] = _LETTER
-_CLASSES[0x30:0x3A] = _CLASSES[0xFF10:0xFF1A] = _DIGIT
-for _low, _high in ((0x3040, 0x3100), (0x3400, 0xA000), (0xAC00, 0xD7B0), (0xF900, 0xFB00)):
-    _CLASSES[_low:_high] = _CJK
-for _code in (0x20, 0x09, 0x0A, 0x0D, 0xA0, 0x3000):
-    _CLASSES[_code] = _SPACE
-for _text, _class in ((".!?…。！？", _END), (_LONG_COMMA, _COMMA), (_STOP_CHARACTERS, _STOP)):
-    for _character in _text:
-        _CLASSES[ord(_character)] = _class
-
-_BOILERPLATE = re.compile(
-    "copyright|©|all rights reserved|cookie|privacy policy|terms of (?:use|service)|sign (?:up|in)|log ?in|subscribe|newsletter"
-    "|read more|learn more|view all|see all|load more|click here|related (?:articles|posts|stories)|you (?:may|might) also"
-    "|share (?:this|on)|follow us|add to cart|leave a (?:reply|comment)|skip to|back to top|advertisement|sponsored|filed under"
-    "|posted (?:in|by)|next (?:post|page)|previous (?:post|page)"
-)
-_BOILERPLATE_CJK = re.compile(
-    "版权所有|备案|icp备|登录|注册|首页|上一[篇页条]|下一[篇页条]|返回|分享|收藏|打印|关闭|举报|评论|点击|阅读|浏览|来源|责任编辑"
-    "|责编|编辑[:：]|推荐|相关|热[门点]|排行|更多|客服|联系我们|关于我们|关注|订阅|扫[码一描]|二维码|免责|声明|广告|更新时间"
-    "|发布时间|导航|下载|客户端"
-)
-_PAIR = re.compile(r"(?=([\u3400-\u9fff]{2}))")
+_HAN = re.compile(r"[\u3400-\u9fff]{2}")
 _SITE = re.compile(r"\s*[-|_–—·»]\s*")
 
 HINT_NAMES = tuple(HINT_BITS)
@@ -99,210 +66,205 @@ NAMES = (
     *(f"{name}{shift:+d}" for shift in _SHIFTS for name in _SHIFTED),
     "prose_before", "prose_after", "shell_before", "shell_after",
 )  # fmt: skip
-_BASE_INDEX = {name: index for index, name in enumerate(BASE_NAMES)}
-_SHIFT_COLUMNS = [_BASE_INDEX[name] for name in _SHIFTED]
-_HINT_SHIFTS = np.arange(len(HINT_NAMES), dtype=np.int64)
-_TAG_SHIFTS = np.arange(len(TAG_NAMES), dtype=np.int64)
-_OWN_TAG_INDEX = {name: index for index, name in enumerate(_OWN_TAGS)}
+_AT = {name: index for index, name in enumerate(NAMES)}
+_OWN_COLUMN = np.array([_AT.get(f"tag_{name}", -1) for name in BLOCK_NAMES])
+_SHIFT_COLUMNS = np.array([_AT[name] for name in _SHIFTED])
+_SHIFT_BY = np.array(_SHIFTS)
+_HINT_START, _INSIDE_START, _PAGE_START = (
+    _AT[name] for name in (f"hint_{HINT_NAMES[0]}", f"inside_{TAG_NAMES[0]}", PAGE_NAMES[0])
+)
+_SHIFT_START, _DECAY_START = _AT[f"{_SHIFTED[0]}{_SHIFTS[0]:+d}"], _AT["prose_before"]
+_HINT_COUNT, _INSIDE_COUNT = len(HINT_NAMES), len(TAG_NAMES)
+(
+    _UNITS, _CHARS, _LINK_DENSITY, _LINKS, _IS_LINK, _END_DENSITY, _ENDS, _COMMAS, _DIGITS, _UPPER, _CJK, _STOP, _OTHER,
+    _WORD_LENGTH, _LINE, _REPEATED, _PREFIX, _BOILERPLATE, _LURE, _PHONE, _PLACES, _NAMES, _OVERLAP, _IS_TITLE, _POSITION,
+    _POSITION_CHARS, _FROM_START, _FROM_END, _AFTER_H1, _PROSE, _IN_TOP, _RELATION, _MASS, _GRAND_MASS, _PARENT_UNITS,
+    _PARENT_BLOCKS, _PARENT_LINKS, _GRAND_LINKS,
+) = range(len(BASE_NAMES))  # fmt: skip
+_DECAY = 0.7  # of what lies before a block, the nearest weighing most
+_REACH = (1.0, 0.8, 0.4, 0.2, 0.1)  # how much of a block's prose counts for its container, the one around it ...
 
 
-def units(page: Page) -> Array:
-    """Length of each block in words; a CJK character counts .6 of a word (about what segmenters give). Float [blocks]."""
-    return _counts(page)[0]
+@njit(cache=True)
+def _units(rows):
+    """Length of each block in words; a CJK character counts .6 of a word (about what segmenters give)."""
+    out = np.empty(len(rows))
+    for n in range(len(rows)):
+        row = rows[n]
+        latin, cjk = row[counts.LETTER] + row[counts.UPPER], row[counts.CJK] + row[counts.STOP]
+        # Words are counted by the spaces between them where a block has Latin letters at all.
+        words = row[counts.SPACE] + 1.0 if latin + row[counts.DIGIT] > 0 else 0.0
+        out[n] = words * (0.5 if cjk > latin else 1.0) + 0.6 * cjk
+    return out
 
 
-def _counts(page: Page) -> tuple[Array, Array, Array]:
-    texts = [block.text for block in page.blocks]
-    lengths = np.array([len(text) for text in texts], np.int64)
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "replace"), np.uint32)
-    classes = _CLASSES[np.minimum(codes, 0xFFFF)]
-    owner = np.repeat(np.arange(len(texts)), lengths)
-    table = np.bincount(owner * 9 + classes, minlength=9 * len(texts)).reshape(-1, 9).astype(np.float64)
-    latin = table[:, _LETTER] + table[:, _UPPER]
-    cjk = table[:, _CJK] + table[:, _STOP]
-    # Words are counted by the spaces between them where a block has Latin letters at all.
-    words = np.where(latin + table[:, _DIGIT] > 0, table[:, _SPACE] + 1, 0.0) * np.where(cjk > latin, 0.5, 1.0)
-    return words + 0.6 * cjk, lengths.astype(np.float64), table
+@njit(cache=True)
+def _texts(rows, blocks, unit, repeated, prefixes, phones, overlap, out):
+    """Figures of each block by itself and its place, into out; returns its prose."""
+    n_blocks = len(rows)
+    prose = np.empty(n_blocks)
+    total = max(unit.sum(), 1.0)
+    headline = -1
+    before = 0.0
+    for n in range(n_blocks):
+        row, block, x = rows[n], blocks[n], out[n]
+        length = float(row[counts.CHARACTERS])
+        latin, cjk = float(row[counts.LETTER] + row[counts.UPPER]), float(row[counts.CJK] + row[counts.STOP])
+        words = max(unit[n], 1.0)
+        density = min(float(block[markup.LINK_CHARS]), length) / length
+        ends = float(row[counts.ENDS])
+        stop = row[counts.STOP] / max(cjk, 1.0) if cjk > latin else row[counts.STOP_WORDS] / words
+        prose[n] = min(unit[n], 120.0) * (1 - density) * (1.0 if ends else 0.3) * min(stop * 5, 1.0)
+        x[_UNITS], x[_CHARS], x[_LINK_DENSITY] = np.log1p(unit[n]), np.log1p(length), density
+        x[_LINKS], x[_IS_LINK] = np.log1p(block[markup.LINKS]), density > 0.9
+        x[_END_DENSITY], x[_ENDS] = min(row[counts.END] / words * 5, 3.0), ends
+        x[_COMMAS], x[_DIGITS] = min(row[counts.COMMA] / words * 5, 3.0), row[counts.DIGIT] / length
+        x[_UPPER], x[_CJK], x[_STOP] = row[counts.UPPER] / max(latin, 1.0), cjk / length, stop
+        x[_OTHER] = row[counts.OTHER] / length
+        x[_WORD_LENGTH] = min(latin / (row[counts.SPACE] + 1.0), 20.0) / 10
+        x[_LINE], x[_REPEATED], x[_PREFIX] = block[markup.LINE], min(repeated[n] - 1, 3), min(prefixes[n] - 1, 6) / 2
+        x[_BOILERPLATE] = min(row[counts.BOILERPLATE] * 100 / (length + 30), 3.0)
+        x[_LURE] = min(row[counts.LURES] * 100 / (length + 30), 3.0)
+        x[_PHONE], x[_PLACES], x[_NAMES] = phones[n], row[counts.PLACES] / length, row[counts.NAMES] / length
+        x[_OVERLAP], x[_IS_TITLE] = overlap[n], overlap[n] > 0.7
+        x[_POSITION], x[_POSITION_CHARS] = n / n_blocks, before / total
+        x[_FROM_START], x[_FROM_END] = np.log1p(before), np.log1p(max(total - before - unit[n], 0.0))
+        before += unit[n]
+        x[_PROSE] = prose[n] / 30
+        if headline < 0 and block[markup.TAG] == _H1:
+            headline = n
+        x[_AFTER_H1] = headline >= 0
+        own = _OWN_COLUMN[block[markup.TAG]]
+        if own >= 0:
+            x[own] = 1
+        for bit in range(_HINT_COUNT):
+            x[_HINT_START + bit] = block[markup.HINTS] >> bit & 1
+        for bit in range(_INSIDE_COUNT):
+            x[_INSIDE_START + bit] = block[markup.TAGS] >> bit & 1
+    if headline < 0:
+        out[:, _AFTER_H1] = 0.5
+    return prose
 
 
-def features(page: Page) -> Array:
-    """Figures of every block, float32 [blocks, len(NAMES)]."""
-    blocks = page.blocks
-    n = len(blocks)
-    if n == 0:
-        return np.zeros((0, len(NAMES)), np.float32)
-    unit, length, table = _counts(page)
-    latin = table[:, _LETTER] + table[:, _UPPER]
-    cjk = table[:, _CJK] + table[:, _STOP]
-    texts = [block.text for block in blocks]
-    lower = [text.lower() for text in texts]
-    same = Counter(texts)
-    prefixes = Counter(_prefix(text) for text in texts)
-    link_density = np.array([block.link_chars for block in blocks]) / length
-    links = np.array([block.links for block in blocks], np.float64)
-    ends = np.array([text.rstrip()[-1:] in _TERMINAL for text in texts], np.float64)
-    english = np.array(
-        [_stop_words(text) if few < size else 0 for text, few, size in zip(lower, cjk, latin, strict=True)], np.float64
-    )
-    stop = np.where(cjk > latin, table[:, _STOP] / np.maximum(cjk, 1), english / np.maximum(unit, 1))
-    prose = (
-        np.minimum(unit, 120.0) * (1 - np.minimum(link_density, 1)) * np.where(ends > 0, 1.0, 0.3) * np.minimum(stop * 5, 1.0)
-    )
-
-    base = np.zeros((n, len(BASE_NAMES)))
-
-    def put(name: str, values: Any) -> None:
-        base[:, _BASE_INDEX[name]] = values
-
-    before = np.cumsum(unit) - unit
-    total = max(float(unit.sum()), 1.0)
-    headline = next((i for i, block in enumerate(blocks) if block.tag == "h1"), None)
-    cjk_title = bool(_PAIR.search(page.title))
-    title = _title(page.title.lower(), cjk_title)
-    overlap = np.array([_overlap(title, text, cjk_title) if len(text) < 200 else 0.0 for text in lower])
-    put("units_log", np.log1p(unit))
-    put("chars_log", np.log1p(length))
-    put("link_density", link_density)
-    put("links_log", np.log1p(links))
-    put("is_link", link_density > 0.9)
-    put("end_density", np.minimum(table[:, _END] / np.maximum(unit, 1) * 5, 3))
-    put("ends_sentence", ends)
-    put("comma_density", np.minimum(table[:, _COMMA] / np.maximum(unit, 1) * 5, 3))
-    put("digit_share", table[:, _DIGIT] / length)
-    put("upper_share", table[:, _UPPER] / np.maximum(latin, 1))
-    put("cjk_share", cjk / length)
-    put("stop_share", stop)
-    put("other_share", table[:, _OTHER] / length)
-    put("word_length", np.minimum(latin / np.maximum(table[:, _SPACE] + 1, 1), 20) / 10)
-    put("line", [block.line for block in blocks])
-    put("repeated_text", [min(same[text] - 1, 3) for text in texts])
-    put("repeated_prefix", [min(prefixes[_prefix(text)] - 1, 6) / 2 for text in texts])
-    has_cjk, digits = (cjk > 0).tolist(), table[:, _DIGIT].tolist()
-    signs = [text if len(text) <= 400 else "" for text in lower]  # a word in a long text says nothing
-    boilerplate, lure = _matches(_BOILERPLATE, signs), _matches(LURE, signs)
-    if any(has_cjk):
-        boilerplate, lure = boilerplate + _matches(_BOILERPLATE_CJK, signs), lure + _matches(LURE_CJK, signs)
-    put("boilerplate", np.minimum(boilerplate * 100 / (length + 30), 3.0))
-    put("lure", np.minimum(lure * 100 / (length + 30), 3.0))
-    put(
-        "phone",
-        [
-            min(len(PHONE.findall(text)), 3) if count > 4 and len(text) < 400 else 0
-            for text, count in zip(texts, digits, strict=True)
-        ],
-    )
-    put("place_share", [place_share(text) if some else 0.0 for text, some in zip(texts, has_cjk, strict=True)])
-    put("name_list_share", [name_list_share(text) for text in texts])
-    put("title_overlap", overlap)
-    put("is_title", overlap > 0.7)
-    put("position", np.arange(n) / n)
-    put("position_chars", before / total)
-    put("from_start_log", np.log1p(before))
-    put("from_end_log", np.log1p(total - before - unit))
-    put("after_h1", 0.5 if headline is None else (np.arange(n) >= headline))
-    put("prose", prose / 30)
-    top_share = _containers(page, base, unit, link_density, prose)
-
-    own = np.zeros((n, len(_OWN_TAGS)))
-    for index, block in enumerate(blocks):
-        column = _OWN_TAG_INDEX.get(block.tag)
-        if column is not None:
-            own[index, column] = 1
-    hints = (np.array([block.hints for block in blocks])[:, None] >> _HINT_SHIFTS) & 1
-    inside = (np.array([block.tags for block in blocks])[:, None] >> _TAG_SHIFTS) & 1
-    whole = np.array([
-        np.log1p(total), np.log1p(n), float((unit * link_density).sum()) / total, float(cjk.sum() / length.sum()),
-        float(prose.sum()) / total, top_share, np.log1p(float(((unit > 20) & (ends > 0)).sum())),
-    ])  # fmt: skip
-    padded = np.zeros((n + 6, len(_SHIFTED)))
-    padded[3:-3] = base[:, _SHIFT_COLUMNS]
-    shifted = [padded[3 + shift : 3 + shift + n] for shift in _SHIFTS]
-    shell = unit * np.minimum(
-        link_density + np.minimum(base[:, _BASE_INDEX["lure"]] + base[:, _BASE_INDEX["place_share"]], 1), 1
-    )
-    decayed = np.stack([_decay(prose), _decay(prose[::-1])[::-1], _decay(shell), _decay(shell[::-1])[::-1]], 1)
-    parts = [base, own, hints, inside, np.broadcast_to(whole, (n, len(whole))), *shifted, np.log1p(decayed)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def _containers(page: Page, base: Array, unit: Array, link_density: Array, prose: Array) -> float:
+@njit(cache=True)
+def _containers(blocks, parent, unit, prose, out):
     """Figures of the elements around a block; returns the share of the page's prose under the best of them.
 
     As in Arc90's Readability, a block's prose counts for its container, half for the next, less for those further out.
     """
-    parent = np.array(page.parent)
-    inner = np.array([block.container for block in page.blocks])
     size = len(parent)
-    chain = [inner]
-    for _ in range(4):
-        chain.append(parent[chain[-1]])
-    mass = np.zeros(size)
-    for around, weight in zip(chain, (1.0, 0.8, 0.4, 0.2, 0.1), strict=True):
-        mass += np.bincount(around, prose * weight, size)
-    top = int(mass.argmax())
-    # Containers are numbered in reading order, so what lies under `top` is a run of numbers.
-    last = top
-    for container in range(top + 1, size):
-        if not top <= parent[container] <= last:
-            break
-        last = container
-    in_top = (inner >= top) & (inner <= last)
-    best = max(float(mass[top]), 1e-9)
-    direct = np.bincount(inner, unit, size)
-    direct_links = np.bincount(inner, unit * link_density, size)
-    count = np.bincount(inner, minlength=size)
-    second = np.bincount(chain[1], unit, size)
-    second_links = np.bincount(chain[1], unit * link_density, size)
-    base[:, _BASE_INDEX["in_top"]] = in_top
-    base[:, _BASE_INDEX["top_relation"]] = np.where(in_top, 1.0, np.where(inner < top, -1.0, -0.5))
-    base[:, _BASE_INDEX["parent_mass"]] = mass[inner] / best
-    base[:, _BASE_INDEX["grand_mass"]] = mass[chain[1]] / best
-    base[:, _BASE_INDEX["parent_units_log"]] = np.log1p(direct[inner])
-    base[:, _BASE_INDEX["parent_blocks_log"]] = np.log1p(count[inner])
-    base[:, _BASE_INDEX["parent_links"]] = direct_links[inner] / np.maximum(direct[inner], 1)
-    base[:, _BASE_INDEX["grand_links"]] = second_links[chain[1]] / np.maximum(second[chain[1]], 1)
-    return float(prose[in_top].sum()) / max(float(prose.sum()), 1e-9)
+    mass, direct, links, near, near_links = np.zeros((5, size))
+    count = np.zeros(size, np.int64)
+    for n in range(len(blocks)):
+        around = blocks[n, markup.CONTAINER]
+        linked = unit[n] * out[n, _LINK_DENSITY]
+        direct[around] += unit[n]
+        links[around] += linked
+        count[around] += 1
+        near[parent[around]] += unit[n]
+        near_links[parent[around]] += linked
+        for weight in _REACH:
+            mass[around] += prose[n] * weight
+            around = parent[around]
+    best = np.argmax(mass)
+    # Containers are numbered in reading order, so what lies under the best one is a run of numbers.
+    last = best
+    while last + 1 < size and best <= parent[last + 1] <= last:
+        last += 1
+    most, under = max(mass[best], 1e-9), 0.0
+    for n in range(len(blocks)):
+        inner = blocks[n, markup.CONTAINER]
+        around, x = parent[inner], out[n]
+        inside = best <= inner <= last
+        under += prose[n] if inside else 0.0
+        x[_IN_TOP], x[_RELATION] = inside, 1.0 if inside else -1.0 if inner < best else -0.5
+        x[_MASS], x[_GRAND_MASS] = mass[inner] / most, mass[around] / most
+        x[_PARENT_UNITS], x[_PARENT_BLOCKS] = np.log1p(direct[inner]), np.log1p(count[inner])
+        x[_PARENT_LINKS] = links[inner] / max(direct[inner], 1.0)
+        x[_GRAND_LINKS] = near_links[around] / max(near[around], 1.0)
+    return under / max(prose.sum(), 1e-9)
 
 
-def _decay(values: Array, keep: float = 0.7) -> Array:
-    """What lies before each block, the nearest weighing most: out[i] = keep x (out[i-1] + values[i-1])."""
-    out = np.empty(len(values))
-    held = 0.0
-    for index, value in enumerate(values.tolist()):
-        out[index] = held
-        held = keep * (held + value)
-    return out
+@njit(cache=True)
+def _page(rows, unit, prose, top_share, out):
+    """Figures of the page, of the neighbours, and of all that lies before and behind, into every block's row."""
+    n_blocks = len(rows)
+    total = max(unit.sum(), 1.0)
+    length = cjk = linked = 0.0
+    paragraphs = 0
+    for n in range(n_blocks):
+        length += rows[n, counts.CHARACTERS]
+        cjk += rows[n, counts.CJK] + rows[n, counts.STOP]
+        linked += unit[n] * out[n, _LINK_DENSITY]
+        paragraphs += unit[n] > 20 and rows[n, counts.ENDS] > 0
+    whole = (
+        np.log1p(total), np.log1p(n_blocks), linked / total, cjk / length, prose.sum() / total, top_share, np.log1p(paragraphs),
+    )  # fmt: skip
+    held_prose = held_shell = 0.0
+    for n in range(n_blocks):
+        x = out[n]
+        for k in range(len(whole)):
+            x[_PAGE_START + k] = whole[k]
+        column = _SHIFT_START
+        for shift in _SHIFT_BY:
+            near = n + shift
+            for name in _SHIFT_COLUMNS:
+                x[column] = out[near, name] if 0 <= near < n_blocks else 0.0
+                column += 1
+        x[_DECAY_START], x[_DECAY_START + 2] = np.log1p(held_prose), np.log1p(held_shell)
+        held_prose, held_shell = _DECAY * (held_prose + prose[n]), _DECAY * (held_shell + _shell(unit[n], x))
+    held_prose = held_shell = 0.0
+    for n in range(n_blocks - 1, -1, -1):
+        x = out[n]
+        x[_DECAY_START + 1], x[_DECAY_START + 3] = np.log1p(held_prose), np.log1p(held_shell)
+        held_prose, held_shell = _DECAY * (held_prose + prose[n]), _DECAY * (held_shell + _shell(unit[n], x))
 
 
-def _prefix(text: str) -> str:
-    return text[:6] if "\u3400" <= text[:1] <= "\u9fff" else text[:12]
+@njit(cache=True)
+def _shell(unit, x):
+    return unit * min(x[_LINK_DENSITY] + min(x[_LURE] + x[_PLACES], 1.0), 1.0)
 
 
-def _stop_words(text: str) -> int:
-    return sum(map(STOP_WORDS.__contains__, text.split()))
+_H1 = BLOCK_NAMES.index("h1")
+_COLUMNS = len(NAMES)
 
 
-def _matches(pattern: re.Pattern[str], texts: list[str]) -> Array:
-    """How often a pattern, which matches no line break, occurs in each text: one scan over all of them. Int [texts]."""
-    starts = [match.start() for match in pattern.finditer("\n".join(texts))]
-    ends = np.cumsum(np.array([len(text) + 1 for text in texts]))
-    return np.bincount(np.searchsorted(ends, np.array(starts, np.int64), "right"), minlength=len(texts))
+def units(page: Page) -> Array:
+    """Length of each block in words; a CJK character counts .6 of a word. Float [blocks]."""
+    return figures(page)[1]
 
 
-def _pieces(text: str, cjk: bool) -> set[str]:
-    """Words of a title, or pairs of CJK characters."""
-    if cjk:
-        return set(_PAIR.findall(text))
-    return {word for word in text.split() if len(word) > 2}
+def features(page: Page) -> Array:
+    """Figures of every block, float32 [blocks, len(NAMES)]."""
+    return figures(page)[0]
 
 
-def _title(title: str, cjk: bool) -> set[str]:
-    """A page's title without the site's name behind a dash: its longest part."""
-    return _pieces(max(_SITE.split(title), key=len, default=""), cjk)
+def figures(page: Page) -> tuple[Array, Array]:
+    """(`features`, `units`) of a page."""
+    out = np.zeros((len(page), _COLUMNS), np.float32)
+    if not len(page):
+        return out, np.zeros(0)
+    bounds = page.rows[:, : markup.END + 1]
+    rows, hashes = counts.count(page.data, bounds)
+    unit: Array = _units(rows)
+    phones = np.zeros(len(page))
+    for index in np.flatnonzero((rows[:, counts.DIGIT] > 4) & (rows[:, counts.CHARACTERS] < counts.SHORT)).tolist():
+        phones[index] = min(len(PHONE.findall(page.text(index))), 3)
+    title, cjk = _title(page.title)
+    overlap = counts.title_overlaps(page.data, bounds, rows[:, counts.CHARACTERS], title, cjk)
+    repeated, prefixes = _times(hashes[:, 0]), _times(hashes[:, 1])
+    prose = _texts(rows, page.rows, unit, repeated, prefixes, phones, overlap, out)
+    _page(rows, unit, prose, _containers(page.rows, page.parent, unit, prose, out), out)
+    return out, unit
 
 
-def _overlap(title: set[str], text: str, cjk: bool) -> float:
-    if not title:
-        return 0.0
-    own = _pieces(text, cjk)
-    return len(title & own) / max(len(title), len(own), 1)
+def _times(values: Array) -> Array:
+    """How often each value occurs among them."""
+    _, which, times = np.unique(values, return_inverse=True, return_counts=True)
+    return times[which]
+
+
+def _title(title: str) -> tuple[Array, bool]:
+    """A page's title without the site's name behind a dash: its longest part, and whether it is read by pairs of characters."""
+    longest = max(_SITE.split(title), key=len, default="")
+    return np.frombuffer(longest.encode("utf-8", "replace"), np.uint8), bool(_HAN.search(title))

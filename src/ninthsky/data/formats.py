@@ -15,11 +15,13 @@ from typing import IO, Any, Literal
 
 import fsspec
 import pyarrow as pa
+import zstandard
 from fsspec.core import url_to_fs
 
 from ninthsky.errors import UserError
 
 _ROWS = 64
+_PIECE = 1 << 16  # packed bytes at a time
 _LONGEST_LINE = 200_000_000  # bytes of a JSON line: what is longer is skipped, not held
 _BODIES = ("html", "raw_html", "text", "content", "raw_content")
 _NAMES = ("id", "url", "uri", "path", "doc_id")
@@ -36,6 +38,37 @@ class Raw:
     licence: str = ""
     robots: str = ""  # what the server said of robots (X-Robots-Tag)
     trouble: str = ""
+
+
+class _Zstandard(io.RawIOBase):
+    """What a packed stream unpacks to, frame by frame.
+
+    Raises EOFError where the last frame is cut, which zstandard's own reader takes for an end.
+    """
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun, self._left, self._behind = False, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            if self._frame.eof:
+                self._behind = self._frame.unused_data
+                self._frame, self._begun = zstandard.ZstdDecompressor().decompressobj(), False
+            piece, self._behind = self._behind or self._packed.read(_PIECE), b""
+            if not piece:
+                if self._begun:
+                    raise EOFError("the file ends within a zstd frame")
+                return 0
+            self._begun = True
+            self._left = self._frame.decompress(piece)
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
 
 
 Reader = Callable[[IO[bytes], str], Iterator[Raw]]
@@ -136,7 +169,7 @@ READERS: dict[str, Reader] = {
 }  # fmt: skip
 _PACKED = (".gz", ".zst")
 # What damaged files of these kinds raise while they are read.
-_DAMAGED = (EOFError, OSError, zlib.error, ValueError, pa.ArrowException)
+_DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, ValueError, pa.ArrowException)
 
 
 def suffix(name: str) -> str:
@@ -164,9 +197,9 @@ def read_file(url: str, name: str = "") -> Iterator[Raw]:
     seen: set[str] = set()
     count = 0
     try:
-        with fsspec.open(url, "rb", compression=packed) as stream:
-            # zstandard's stream knows no lines.
-            for raw in reader(io.BufferedReader(stream) if packed and not stream.seekable() else stream, name):
+        zst = packed is not None and url.lower().endswith(".zst")
+        with fsspec.open(url, "rb", compression=None if zst else packed) as stream:
+            for raw in reader(io.BufferedReader(_Zstandard(stream), _PIECE) if zst else stream, name):
                 count += 1
                 if raw.path not in seen:
                     seen.add(raw.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.dataset as ds
@@ -16,6 +17,7 @@ from ninthsky.data.measure import token_f1
 from ninthsky.data.rules.table import table
 from ninthsky.run import StageContext
 
+_SHOWN = 20  # blocks that were taken out most often
 MASKED = "masked_"  # before a kind of personal data: the figure that counts how often it was masked
 
 
@@ -30,12 +32,17 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
         left -= gone
     languages = Counter(_column(ctx, "documents", "language"))
     dropped_languages = Counter(_column(ctx, "dropped", "language"))
-    figures = [dict(row) for row in _column(ctx, "documents", "figures")]
-    words = sum(row["min_words"] for row in figures)
-    masked: Counter[str] = Counter()
-    for row in figures:
-        masked.update({name.removeprefix(MASKED): round(value) for name, value in row.items() if name.startswith(MASKED)})
+    words, masked = 0.0, Counter[str]()
+    for row in _column(ctx, "documents", "figures"):
+        for name, value in row:
+            if name == "min_words":
+                words += value
+            elif name.startswith(MASKED):
+                masked[name.removeprefix(MASKED)] += round(value)
     licences = Counter(_column(ctx, "documents", "licence"))
+    robots = Counter(order for said in _column(ctx, "documents", "robots") for order in _orders(said))
+    blocks = [row for folder in ("documents", "dropped") for row in _column(ctx, folder, "cut")]
+    cut = Counter(block["text"] for row in blocks for block in row or ())
     made = measure_made(ctx)
     funnel = {
         "pages": pages,
@@ -45,6 +52,8 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
         "languages": dict(sorted(languages.items())),
         "dropped_languages": dict(sorted(dropped_languages.items())),
         "masked": dict(sorted(masked.items())),
+        "blocks_taken_out": cut.total(),
+        "robots": dict(sorted(robots.items())),
         "licences": {name or "not stated": count for name, count in sorted(licences.items())},
         "made": made,
     }
@@ -78,6 +87,10 @@ def report(ctx: StageContext, pages: int, counts: Counter[tuple[str, str]]) -> N
     ctx.table("languages", "Documents by language", ["language", "kept", "dropped"], by_language)
     ctx.table("masked", "Personal data masked", ["kind", "times"], [list(row) for row in sorted(masked.items())],
               note="Placeholders such as [e-mail] stand where it stood; run.toml: [data] mask.")  # fmt: skip
+    shown = sorted(cut.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
+    ctx.table("cut", f"Blocks taken out: {cut.total()}, {len(cut)} different", ["pages", "block"],
+              [[count, text[:120]] for text, count in shown],
+              note="On many pages of a site, or in an evaluation set; `n9 data look doc-...` shows where.")  # fmt: skip
     quality = table(ctx.settings.data.quality)
     ctx.table("rules", "Quality rules", ["rule", "bound", "English", "Chinese", "source"],
               [[r.name, r.bound, r.english, r.chinese, r.source] for r in quality])  # fmt: skip
@@ -128,7 +141,8 @@ def measure_made(ctx: StageContext) -> dict[str, Any]:
             continue
         kept += bool(text)
         ours.append(token_f1(text, article))
-        whole.append(token_f1("\n".join(block.text for block in parse(decode(row["html"])[0]).blocks), article))
+        page = parse(decode(row["html"])[0])
+        whole.append(token_f1("\n".join(page.texts(0, len(page))), article))
     if not ours:
         return {}
 
@@ -148,8 +162,12 @@ def _texts(ctx: StageContext) -> dict[str, str]:
     return dict(zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True))
 
 
-def _column(ctx: StageContext, folder: str, name: str) -> list[Any]:
-    values: list[Any] = []
+def _orders(said: str | None) -> set[str]:
+    """What a page says to robots: `noindex`, `nofollow` of `NOINDEX, NoFollow`; without values (`max-snippet:-1`)."""
+    return {order.partition(":")[0].strip().lower() for order in (said or "").split(",") if order.strip()}
+
+
+def _column(ctx: StageContext, folder: str, name: str) -> Iterator[Any]:
     for path in sorted((ctx.out / folder).glob("*.parquet")):
-        values += pq.read_table(path, columns=[name]).column(name).to_pylist()
-    return values
+        for batch in pq.ParquetFile(path).iter_batches(columns=[name]):
+            yield from batch.column(0).to_pylist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,9 +12,10 @@ from ninthsky.data.blocks import decode, parse
 from ninthsky.data.extract import Extractor
 from ninthsky.data.formats import Raw
 from ninthsky.data.pages import raw_of
+from ninthsky.data.personal import mask
 from ninthsky.data.score import choose
 from ninthsky.errors import UserError
-from ninthsky.run.folder import RunFolder, read_json
+from ninthsky.run.folder import RunFolder
 
 
 def find_page(folder: RunFolder, id: str) -> tuple[str, Raw]:
@@ -58,64 +58,24 @@ def page_view(raw: Raw, data: Data) -> dict[str, Any]:
     }
 
 
+def as_decided(view: dict[str, Any], row: dict[str, Any], data: Data) -> dict[str, Any]:
+    """The view with what the run decided afterwards: blocks taken out, each with `why`; why the page went, if it did."""
+    cut = {block["text"]: block["why"] for block in row["cut"] or ()}
+    for block in view["blocks"]:
+        if block["kept"] and (why := cut.get(mask(block["text"], data.mask)[0])) is not None:
+            block.update(kept=False, why=why)
+    if "stage" in row:
+        view["decision"] = f"dropped at {row['stage']} by {row['rule']} = {row['figure']:g}: {row['detail']}"
+    return view
+
+
 def painted(view: dict[str, Any]) -> Text:
-    """The page for a terminal: kept blocks green behind a bar, dropped ones dim, each with its score in front."""
+    """The page for a terminal: kept blocks green behind a bar, dropped ones dim, those taken out later yellow; with scores."""
     text = Text()
     for block in view["blocks"]:
-        mark, style = ("┃", "green") if block["kept"] else (" ", "dim red")
+        mark, style = ("┃", "green") if block["kept"] else ("╎", "yellow") if "why" in block else (" ", "dim red")
         text.append(f"{block['score']:+6.2f} {mark} ", "dim")
         text.append(f"{block['text']}\n", style)
+        if "why" in block:
+            text.append(f"{'':7}╎ taken out: {block['why']}\n", "dim yellow")
     return text
-
-
-def card(folder: RunFolder) -> dict[str, Any]:
-    """Sources, counts, languages, rules, tokens of a run's corpus. Raises UserError N9-DATA-003 where there is none."""
-    funnel = read_json(folder.stage("data.corpus") / "funnel.json")
-    pages = read_json(folder.stage("data.pages") / "summary.json")
-    if funnel is None or pages is None:
-        raise UserError("N9-DATA-003", "this run has no corpus yet", str(folder.path), "n9 run FILE --only data")
-    settings = read_json(folder.stage("data.corpus") / "started.json") or {}
-    return {
-        "run": folder.path.name,
-        "sources": {name: {"pages": count, "licence": _licence(name)} for name, count in pages["pages_by_source"].items()},
-        "funnel": funnel,
-        "settings": settings.get("settings", {}),
-        "tokens": read_json(folder.stage("data.tokens") / "tokens" / "index.json"),
-    }
-
-
-def card_lines(content: dict[str, Any]) -> list[str]:
-    """The card as a person reads it."""
-    funnel, tokens, made = content["funnel"], content["tokens"], content["funnel"]["made"]
-    counts = f"{funnel['documents']:,} documents, {funnel['words']:,} words of {funnel['pages']:,} pages"
-    lines = [f"corpus of run {content['run']}: {counts}"]
-    for name, source in content["sources"].items():
-        lines.append(f"  source     {name}: {source['pages']:,} pages. {source['licence']}")
-    for step in funnel["steps"]:
-        rules = ", ".join(f"{rule} {count}" for rule, count in step["by_rule"].items())
-        lines.append(f"  {step['step']:16s} {step['in']:>8,} -> {step['kept']:>8,}  {rules}")
-    lines.append("  languages  " + ", ".join(f"{name} {count:,}" for name, count in funnel["languages"].items()))
-    licences = ", ".join(f"{name} {count:,}" for name, count in funnel["licences"].items())
-    masked = ", ".join(f"{name} {count:,}" for name, count in funnel["masked"].items())
-    lines += [f"  licences   {licences}", f"  masked     {masked or 'nothing'}"]
-    if made:
-        lines.append(
-            f"  made pages (synthetic): article F1 {made['f1']:.3f}, whole page {made['whole_page_f1']:.3f}; "
-            f"precision {made['precision']:.3f}, recall {made['recall']:.3f}; "
-            f"shells dropped {made['shells_dropped']} of {made['shells']}"
-        )
-    if tokens:
-        train, held = tokens["splits"]["train"], tokens["splits"]["held_out"]
-        lines.append(
-            f"  tokens     {train['tokens']:,} training, {held['tokens']:,} held out; vocabulary {tokens['vocab']}, "
-            f"{tokens['bytes_per_token']} bytes per token"
-        )
-    return lines
-
-
-def _licence(source: str) -> str:
-    known = {
-        "made": "written for Ninthsky (Apache-2.0); synthetic spam shells around original articles",
-        "debian-handbook": "GPL-2+ or CC BY-SA 3.0, Raphaël Hertzog, Roland Mas and translators",
-    }
-    return known.get(source, f"not known: pages of {Path(source).name}, given by the person who ran this")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from ninthsky.data.encode import EOS, Encoded, encode, write_split
 from ninthsky.data.sources import group
 from ninthsky.errors import UserError
 from ninthsky.run import StageContext
 
 SPECIAL = ("<pad>", "<eos>", "<user>", "<assistant>", "<signal>", "</signal>")
-EOS = 1
-_BATCH = 256  # documents encoded at a time
+_BATCH = 256  # documents read at a time
 
 
 def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
@@ -59,100 +64,113 @@ def held_out_groups(groups: list[str], languages: list[str], share: float, seed:
     return chosen
 
 
+@dataclass(frozen=True)
+class Listing:
+    """Documents of a corpus without their texts, in the order of its files."""
+
+    id: list[str]
+    source: list[str]
+    path: list[str]
+    language: list[str]
+    characters: list[int]
+
+    @classmethod
+    def of(cls, sources: Sequence[Path]) -> Listing:
+        """Reads all texts once, file by file, for their lengths."""
+        found = cls([], [], [], [], [])
+        for source in sources:
+            for batch in pq.ParquetFile(source).iter_batches(columns=["id", "source", "path", "language", "text"]):
+                for name, values in (
+                    ("id", found.id),
+                    ("source", found.source),
+                    ("path", found.path),
+                    ("language", found.language),
+                ):
+                    values += batch.column(name).to_pylist()
+                found.characters.extend(pc.utf8_length(batch.column("text")).to_pylist())
+        return found
+
+    def order(self, seed: int) -> list[int]:
+        """Documents of one source and language together, in a seeded order: a part that a mixture can weigh by itself."""
+        return sorted(
+            range(len(self.id)),
+            key=lambda i: (self.source[i], self.language[i], xxhash.xxh3_64_intdigest(self.id[i].encode(), seed=seed)),
+        )
+
+    def sample(self, documents: Sequence[int], characters: int, seed: int) -> list[int]:
+        """Documents in a seeded order until they have so many characters; all of them where they have fewer."""
+        order = sorted(documents, key=lambda i: xxhash.xxh3_64_intdigest(self.id[i].encode(), seed=seed))
+        ends = np.cumsum([self.characters[i] for i in order])
+        return order[: int(np.searchsorted(ends, characters)) + 1]
+
+
+def texts_at(sources: Sequence[Path], documents: Sequence[int]) -> list[str]:
+    """Texts of some documents, by their numbers in the order of the files, in the order asked for."""
+    wanted, first = set(documents), 0
+    found: dict[int, str] = {}
+    for source in sources:
+        for batch in pq.ParquetFile(source).iter_batches(batch_size=_BATCH, columns=["text"]):
+            here = [number for number in range(len(batch)) if first + number in wanted]
+            texts = batch.column(0).take(pa.array(here, pa.int64())).to_pylist()
+            found.update(zip((first + number for number in here), texts, strict=True))
+            first += len(batch)
+    return [found[number] for number in documents]
+
+
 def run(ctx: StageContext) -> None:
-    """Writes tokenizer.json, train.bin, held_out.bin, index.json under tokens/. Raises UserError N9-DATA-002."""
-    settings = ctx.settings
-    vocab = settings.data.vocab or 1_024
-    documents: list[dict[str, Any]] = []
-    for path in sorted((ctx.inputs["data.corpus"] / "documents").glob("*.parquet")):
-        documents += pq.read_table(path, columns=["id", "source", "path", "language", "text"]).to_pylist()
-    groups = [group(document["source"], document["path"]) for document in documents]
+    """Writes tokenizer.json, token files and index.json under tokens/. Raises UserError N9-DATA-002."""
+    data, seed = ctx.settings.data, ctx.settings.seed
+    vocab = data.vocab or 1_024
+    sources = sorted((ctx.inputs["data.corpus"] / "documents").glob("*.parquet"))
+    listing = Listing.of(sources)
+    groups = [group(source, path) for source, path in zip(listing.source, listing.path, strict=True)]
     if len(set(groups)) < 2:
         raise UserError(
             "N9-DATA-002",
-            f"the corpus has {len(documents)} documents, too few to hold any out",
+            f"the corpus has {len(groups)} documents, too few to hold any out",
             str(ctx.inputs["data.corpus"] / "funnel.json"),
             "the funnel tells where pages were dropped; name more [data] sources or loosen [data.quality]",
         )
-    out = held_out_groups(groups, [d["language"] for d in documents], settings.data.held_out, settings.seed)
-    # Documents of one source and language stand together, in a seeded order: a part that a mixture can weigh by itself.
-    order = sorted(
-        range(len(documents)),
-        key=lambda i: (
-            documents[i]["source"],
-            documents[i]["language"],
-            xxhash.xxh3_64_intdigest(documents[i]["id"].encode(), seed=settings.seed),
-        ),
-    )
+    out = held_out_groups(groups, listing.language, data.held_out, seed)
+    order = listing.order(seed)
     splits = {
-        "train": [documents[i] for i in order if groups[i] not in out],
-        "held_out": [documents[i] for i in order if groups[i] in out],
+        "train": [i for i in order if groups[i] not in out],
+        "held_out": [i for i in order if groups[i] in out],
     }
-    ctx.say(f"training a byte-level BPE of {vocab} entries on {len(splits['train'])} documents")
-    try:
-        tokenizer = train_tokenizer([document["text"] for document in splits["train"]], vocab)
-    except ValueError as error:
-        raise UserError("N9-DATA-002", str(error), "[data] vocab", f"set it to {256 + len(SPECIAL)} or more") from error
-    with ctx.open("tokens/tokenizer.json") as file:
-        file.write(tokenizer.to_str(pretty=True).encode())
-    width = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
-    index: dict[str, Any] = {"format": 1, "dtype": width, "vocab": tokenizer.get_vocab_size(), "eos": EOS, "splits": {}}
-    size, tokens = 0, 0
-    with ctx.progress("tokens", total=len(documents), unit="documents") as bar:
-        for split, chosen in splits.items():
-            entry = _write(ctx, tokenizer, split, chosen, width, bar)
-            index["splits"][split] = entry
-            size += entry["bytes"]
-            tokens += entry["tokens"] - entry["documents"]
-    index["bytes_per_token"] = round(size / max(tokens, 1), 4)
+    sample = listing.sample(splits["train"], data.vocab_characters, seed)
+    ctx.say(f"training a byte-level BPE of {vocab} entries on {len(sample)} of {len(splits['train'])} documents")
+    tokenizer_file = ctx.out / "tokens" / "tokenizer.json"
+    if not tokenizer_file.exists():
+        try:
+            tokenizer = train_tokenizer(texts_at(sources, sample), vocab)
+        except ValueError as error:
+            raise UserError("N9-DATA-002", str(error), "[data] vocab", f"set it to {256 + len(SPECIAL)} or more") from error
+        with ctx.open("tokens/tokenizer.json") as file:
+            file.write(tokenizer.to_str(pretty=True).encode())
+    else:
+        ctx.adopt("tokens/tokenizer.json")
+    size = Tokenizer.from_file(str(tokenizer_file)).get_vocab_size()
+    width = "uint16" if size <= 1 << 16 else "uint32"
+    targets = encode(ctx, sources, tokenizer_file, f"<u{np.dtype(width).itemsize}", len(groups))
+    encoded = Encoded(targets, width)
+
+    def kind(document: int) -> dict[str, str]:
+        return {"source": listing.source[document], "language": listing.language[document]}
+
+    found = {name: write_split(ctx, name, chosen, encoded, data.shard_tokens, kind) for name, chosen in splits.items()}
+    train, held = found["train"], found["held_out"]
+    tokens = train["tokens"] + held["tokens"] - len(groups)
+    ratio = round((train["bytes"] + held["bytes"]) / max(tokens, 1), 4)
+    index = {"format": 1, "dtype": width, "vocab": size, "eos": EOS, "splits": found, "bytes_per_token": ratio}
     with ctx.open("tokens/index.json") as file:
         file.write(json.dumps(index, indent=1, sort_keys=True).encode() + b"\n")
-    train, held = index["splits"]["train"], index["splits"]["held_out"]
-    ctx.summary(
-        vocab=index["vocab"],
-        train_tokens=train["tokens"],
-        held_out_tokens=held["tokens"],
-        bytes_per_token=index["bytes_per_token"],
-    )
+    shutil.rmtree(ctx.out / "work")
+    ctx.summary(vocab=size, train_tokens=train["tokens"], held_out_tokens=held["tokens"], bytes_per_token=ratio)
     languages = sorted({*train["by_language"], *held["by_language"]})
     ctx.table(
         "tokens",
-        f"Tokens: vocabulary {index['vocab']}, {index['bytes_per_token']} bytes per token",
+        f"Tokens: vocabulary {size}, {ratio} bytes per token",
         ["language", "training", "held out"],
         [[name, train["by_language"].get(name, 0), held["by_language"].get(name, 0)] for name in languages],
         note="Translations of one page are held out together.",
     )
-
-
-def _write(
-    ctx: StageContext, tokenizer: Tokenizer, split: str, documents: list[dict[str, Any]], width: str, bar: Any
-) -> dict[str, Any]:
-    """One split as one file of token ids, little-endian, each document followed by `<eos>`; `parts` say what stands where."""
-    name, total = f"{split}.bin", 0
-    by_language: Counter[str] = Counter()
-    parts: list[dict[str, Any]] = []
-    with ctx.open(f"tokens/{name}", rows=len(documents)) as file:
-        for start in range(0, len(documents), _BATCH):
-            batch = documents[start : start + _BATCH]
-            for document, encoded in zip(
-                batch, tokenizer.encode_batch([d["text"] for d in batch], add_special_tokens=False), strict=True
-            ):
-                ids = np.array([*encoded.ids, EOS], dtype=f"<u{np.dtype(width).itemsize}")
-                file.write(ids.tobytes())
-                by_language[document["language"]] += len(ids)
-                kind = {"source": document["source"], "language": document["language"]}
-                if not parts or any(parts[-1][key] != value for key, value in kind.items()):
-                    parts.append({**kind, "start": total, "tokens": 0, "documents": 0, "bytes": 0})
-                parts[-1]["tokens"] += len(ids)
-                parts[-1]["documents"] += 1
-                parts[-1]["bytes"] += len(document["text"].encode())
-                total += len(ids)
-            bar.advance(len(batch))
-    return {
-        "file": name,
-        "tokens": total,
-        "documents": len(documents),
-        "bytes": sum(part["bytes"] for part in parts),
-        "by_language": dict(sorted(by_language.items())),
-        "parts": parts,
-    }

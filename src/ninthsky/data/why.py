@@ -14,11 +14,15 @@ def explain(stage_folder: Path, id: str) -> Evidence | None:
     """The record of one document, or None when this corpus has no such id."""
     if not id.startswith("doc-"):
         return None
-    row = _row(stage_folder / "dropped", id)
-    if row is not None:
-        return _dropped(row)
-    row = _row(stage_folder / "documents", id)
-    return _kept(row) if row is not None else None
+    row = find_row(stage_folder, id)
+    if row is None:
+        return None
+    return _dropped(row) if "stage" in row else _kept(row)
+
+
+def find_row(stage_folder: Path, id: str) -> dict[str, Any] | None:
+    """The row of a document that was dropped (with stage, rule ...) or kept (with text); None where there is no such id."""
+    return _row(stage_folder / "dropped", id) or _row(stage_folder / "documents", id)
 
 
 def _row(folder: Path, id: str) -> dict[str, Any] | None:
@@ -37,6 +41,7 @@ def _where(row: dict[str, Any]) -> dict[str, str | int | float]:
 def _dropped(row: dict[str, Any]) -> Evidence:
     facts = [Fact(row["rule"], row["figure"], row["threshold"], source=row["detail"] or "")]
     facts += [Fact(name, value) for name, value in row["figures"] if name != row["rule"]]
+    facts += _cut(row)
     return Evidence(
         id=row["id"],
         kind="document",
@@ -48,6 +53,11 @@ def _dropped(row: dict[str, Any]) -> Evidence:
     )
 
 
+def _cut(row: dict[str, Any]) -> list[Fact]:
+    """The blocks that were taken out of a document."""
+    return [Fact("block taken out", f"{block['text'][:80]!r}", source=block["why"]) for block in row["cut"] or ()]
+
+
 def _kept(row: dict[str, Any]) -> Evidence:
     spans = ", ".join(f"{span['first']}-{span['last'] - 1}" for span in row["spans"])
     return Evidence(
@@ -55,7 +65,7 @@ def _kept(row: dict[str, Any]) -> Evidence:
         kind="document",
         subject=f"page {row['path']}",
         verdict=f"kept: {len(row['text']):,} characters of {row['language']}, blocks {spans}",
-        facts=tuple(Fact(name, value) for name, value in row["figures"]),
+        facts=(*(Fact(name, value) for name, value in row["figures"]), *_cut(row)),
         decided_by="every rule passed, no longer or earlier text like it",
         where={**_where(row), "language": row["language"], "encoding": row["encoding"]},
     )

@@ -1,4 +1,4 @@
-"""What controller and agents, and agents among themselves, say to each other. msgpack by msgspec, over wire.py.
+"""What controller and agents say to each other. msgpack by msgspec, over wire.py. Agents among themselves: agent/between.py.
 
 Commands to an agent are numbered and repeated until a report acknowledges them; events from an agent are numbered, and a
 controller that missed one (or was restarted) asks for the whole state. So a lost connection loses nothing.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ninthsky.guard.probe.messages import Assign, ToAgent, ToRank
+from ninthsky.guard.seen import ROW
 from ninthsky.guard.telemetry.note import Note
 
 
@@ -42,19 +43,6 @@ class Register(_Message, frozen=True):
     notes: list[Note] = []  # likewise
 
 
-class Seen(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One process in a report: its record (448 bytes, empty if unreadable), and what /proc and the agent know of it."""
-
-    slot: int
-    pid: int
-    record: bytes
-    age: float  # seconds since its heartbeat, by its own host's clock; -1 without a record
-    state: str  # of /proc/PID/stat: R S D T t Z X
-    cpu: float  # seconds of processor time used so far
-    unheld: float  # seconds that its last shard has waited for a copy on another host; 0: none waits
-    still: float = 0.0  # seconds since the agent last saw its step, phase or collectives change
-
-
 class Report(_Message, frozen=True):
     """Sent with each step and at rest now and then (agent/looking.py), at most every JobSpec.report_seconds; at once when
     something is unusual.
@@ -65,7 +53,11 @@ class Report(_Message, frozen=True):
     controller: str  # whose command was the last one done, and its number
     commands: int
     late: float
-    processes: list[Seen]
+    processes: bytes  # rows of seen.py
+
+    def __post_init__(self) -> None:
+        if len(self.processes) % ROW.size:
+            raise ValueError("half a row")
 
 
 class FromRank(_Message, frozen=True):
@@ -122,6 +114,15 @@ class PlaceFailed(_Message, frozen=True):
     generation: int
     rank: int
     reason: str
+
+
+class Doubled(_Message, frozen=True):
+    """Form's `again` has been fetched, but for the shards of `missing` ranks; `reason`: of the last of them."""
+
+    event: int
+    generation: int
+    missing: list[int] = []
+    reason: str = ""
 
 
 class Refusals(_Message, frozen=True):
@@ -212,13 +213,13 @@ class Form(_Message, frozen=True):
     away: dict[int, str] = {}
     ranks_before: dict[int, str] = {}
     held: dict[int, tuple[str, str]] = {}  # (host, xxh3) of each rank's shard, where the number of ranks has changed
+    again: dict[int, tuple[str, str]] = {}  # (host, xxh3) of shards that are held once only: to be fetched here too
 
 
-class ToSlot(_Message, frozen=True):
-    """Pass a message on to a process."""
+class ToSlots(_Message, frozen=True):
+    """Pass a message on to processes: (slot, pid) each."""
 
-    slot: int
-    pid: int
+    places: list[tuple[int, int]]
     message: ToRank
 
 
@@ -323,10 +324,10 @@ class Copy(_Message, frozen=True):
     text: bytes
 
 
-Event = FromRank | Started | Exited | Inventory | PlaceFailed | Refusals | Notes | Tested | LinkServing
+Event = FromRank | Started | Exited | Inventory | PlaceFailed | Doubled | Refusals | Notes | Tested | LinkServing
 ToController = Register | Report | Event | Several
 ToLeader = ToController | Standing | Follow  # what a controller of a job with a standby hears besides
-Command = WhoAreYou | Prepare | Form | ToSlot | ToAll | Dismiss | KeepOut | SelfTest | LinkTest | Refused | Shutdown | Claim
+Command = WhoAreYou | Prepare | Form | ToSlots | ToAll | Dismiss | KeepOut | SelfTest | LinkTest | Refused | Shutdown | Claim
 
 
 class Numbered(msgspec.Struct, frozen=True):
@@ -338,75 +339,3 @@ class Numbered(msgspec.Struct, frozen=True):
     number: int  # 0: not numbered, done whenever it arrives
     command: Command
     term: int = 0
-
-
-# -- agent to agent -------------------------------------------------------------------------------------------------------
-
-
-class Put(_Message, frozen=True):
-    """A piece of a shard that the receiver shall hold."""
-
-    generation: int
-    rank: int
-    step: int
-    size: int
-    xxh3: str
-    offset: int
-    data: memoryview
-
-
-class Held(_Message, frozen=True):
-    """The whole shard is here and its checksum is right."""
-
-    rank: int
-    step: int
-    xxh3: str
-
-
-class NotHeld(_Message, frozen=True):
-    """The shard was refused: stale generation, wrong size, wrong checksum."""
-
-    rank: int
-    step: int
-    xxh3: str
-    reason: str
-
-
-class Session(_Message, frozen=True):
-    """The sender's pieces will come sealed under this key (see bulk.py). Answered by SessionOpen, also where it was known."""
-
-    id: bytes
-    key: bytes
-
-    def __repr__(self) -> str:
-        return f"Session({self.id.hex()})"  # a key does not belong in a log
-
-
-class SessionOpen(_Message, frozen=True):
-    """Pieces of this session are taken on this port."""
-
-    id: bytes
-    port: int
-
-
-class Get(_Message, frozen=True):
-    """Asks for a piece of a shard."""
-
-    rank: int
-    step: int
-    xxh3: str
-    offset: int
-
-
-class Piece(_Message, frozen=True):
-    """Answer to Get: `size` is the whole shard's, -1 where it is not here."""
-
-    rank: int
-    step: int
-    xxh3: str
-    offset: int
-    size: int
-    data: memoryview
-
-
-Between = Put | Held | NotHeld | Session | SessionOpen | Get | Piece

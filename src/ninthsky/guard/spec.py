@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from ninthsky.config.schema import Guard
 from ninthsky.errors import UserError
 from ninthsky.guard.keys import CONTROLLER, STANDBY
 from ninthsky.guard.telemetry.sources import check_sources
 from ninthsky.run.folder import write_json
+
+if TYPE_CHECKING:  # its library costs 12 MB, in every agent and controller
+    from ninthsky.config.schema import Guard
 
 REPORTS_PER_SECOND = 2304  # of all agents, which cost the controller a tenth of a core
 GATHER_SECONDS = 0.05
@@ -85,7 +87,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, guard: Guard, **changes: float | bool) -> Watch:
         """The watch that `[guard]` of run.toml describes."""
-        given = guard.model_dump(exclude={"spares_per_host", "smallest_share"})
+        given = guard.model_dump(exclude={"spares_per_host", "smallest_share", "standby"})
         return cls(**{**given, **changes})
 
 
@@ -138,7 +140,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def report_seconds(self) -> float:
-        """How often an agent reports at rest: ten times a second, or so seldom that all hosts together send 2,304 reports a
+        """How often an agent reports at most: with each look, or so seldom that all hosts together send 2,304 reports a
         second, but once a second at least. What is unusual is reported at once."""
         return min(1.0, max(0.1, len(self.hosts) / REPORTS_PER_SECOND))
 

@@ -26,13 +26,17 @@ PIECE = 1 << 20  # bytes of a shard in one message
 HANDSHAKE_MILLISECONDS = 3_000  # who has not shown a key by then is cut off: a connection costs a descriptor
 BACKLOG = 1024  # connections that the kernel keeps for us, so that strangers do not crowd out our own
 IN_A_ROW = 64  # messages, before other work has its turn
+FLOOD = 500  # messages a second; from there on they are fetched in batches: to be woken for each costs more than to read it
+RATE_SECONDS = 0.25  # over which that is reckoned
+PAUSE = 0.005  # seconds between two batches
 MOST_WAITING = 4_096  # messages kept for a peer whose queue is full
 
 M = TypeVar("M")
 
 _KEPT_MEMORY = 256 << 20  # bytes that malloc may keep for the next message
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # of glibc on 64 bits
+_LARGE, _LITTLE_MEMORY = 1 << 20, 4 << 20  # bytes: blocks that go back to the kernel at once; what malloc keeps of others
 
 _DOMAIN = "ninthsky"
 
@@ -83,7 +87,9 @@ class Listener(Generic[M]):
         self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
         self._loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
-        self._taken = 0  # messages since others had their turn
+        self._taken = 0
+        self._counted = (self._loop.time(), 0)  # when the rate was last reckoned, messages by then
+        self._flooded = False
         self._waiting: dict[bytes, deque[list[Any]]] = {}  # by route: messages for which that peer's queue had no room
         self._file = int(self._socket.get(zmq.FD))
         self._loop.add_reader(self._file, self._look)
@@ -106,9 +112,7 @@ class Listener(Generic[M]):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                self._came.clear()
-                self._look()
-                await self._came.wait()
+                await self._wait()
                 continue
             self._taken += 1
             if self._taken % IN_A_ROW == 0:
@@ -127,6 +131,20 @@ class Listener(Generic[M]):
                 continue
             self._routes[sender] = frames[0].bytes
             return sender, message
+
+    async def _wait(self) -> None:
+        """Until there may be another message."""
+        now, (at, taken) = self._loop.time(), self._counted
+        if now - at > RATE_SECONDS:
+            self._flooded = self._taken - taken > FLOOD * (now - at)
+            self._counted = (now, self._taken)
+        if self._flooded:
+            self._loop.remove_reader(self._file)  # it would wake us for the first of them
+            await asyncio.sleep(PAUSE)
+            self._loop.add_reader(self._file, self._look)
+        self._came.clear()
+        self._look()
+        await self._came.wait()
 
     def send(self, peer: str, message: Any) -> bool:
         """Queues a message; False where that peer has never been heard."""
@@ -164,7 +182,7 @@ class Caller(Generic[M]):
     def __init__(self, context: zmq.asyncio.Context, keys: Keyring, server: str, types: Any, address: str, port: int) -> None:
         self.malformed = 0
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
-        self._socket = context.socket(zmq.DEALER)
+        self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.DEALER)  # without a future for each message, as in Listener
         _set_common(self._socket, keys)
         self._socket.curve_serverkey = keys.public[server].encode()
         # A peer whose packets are dropped is noticed within three seconds, and a new connection is tried.
@@ -177,10 +195,32 @@ class Caller(Generic[M]):
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 2_000)
         self._socket.setsockopt(zmq.SNDHWM, 256)
         self._socket.connect(f"tcp://{address}:{port}")
+        self._loop = asyncio.get_running_loop()
+        self._came, self._room = asyncio.Event(), asyncio.Event()
+        self._taken = 0  # messages since others had their turn
+        self._file = int(self._socket.get(zmq.FD))
+        self._loop.add_reader(self._file, self._look)
+
+    def _look(self) -> None:
+        """0MQ's descriptor tells once of a change, and any call on the socket may take that."""
+        events: Any = self._socket.get(zmq.EVENTS)
+        if events & zmq.POLLIN:
+            self._came.set()
+        if events & zmq.POLLOUT:
+            self._room.set()
 
     async def receive(self) -> M:
         while True:
-            frames = await self._socket.recv_multipart(copy=False)
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                self._came.clear()
+                self._look()
+                await self._came.wait()
+                continue
+            self._taken += 1
+            if self._taken % IN_A_ROW == 0:
+                await asyncio.sleep(0)
             try:
                 return _message(self._decoder, frames)
             except (msgspec.ValidationError, msgspec.DecodeError):
@@ -188,14 +228,26 @@ class Caller(Generic[M]):
 
     def send(self, message: Any) -> bool:
         """Sends now or not at all."""
-        future = asyncio.ensure_future(self._socket.send(_encoder.encode(message), flags=zmq.NOBLOCK))
-        return not (future.done() and future.exception())
+        return self._send_now([_encoder.encode(message)])
 
     async def send_when_possible(self, message: Any) -> None:
         """Waits for a connection and for room."""
-        await self._socket.send_multipart(_frames(message), copy=False)
+        frames = _frames(message)
+        while not self._send_now(frames):
+            self._room.clear()
+            self._look()
+            await self._room.wait()
+
+    def _send_now(self, frames: list[Any]) -> bool:
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        self._look()
+        return True
 
     def close(self) -> None:
+        self._loop.remove_reader(self._file)
         self._socket.close(linger=0)
 
 
@@ -212,10 +264,22 @@ def keep_memory() -> None:
 
     glibc gives large blocks back to the kernel at once; to get them again, page by page, costs as much as the encryption.
     """
+    _mallopt({_M_TRIM_THRESHOLD: _KEPT_MEMORY, _M_MMAP_THRESHOLD: _LARGEST_MMAP_THRESHOLD})
+
+
+def spare_memory() -> None:
+    """For a process that holds much and sends little: what messages and arrays have used goes back to the kernel.
+
+    Otherwise glibc keeps large blocks after the first one, and an arena for each thread: half of a controller's memory.
+    """
+    _mallopt({_M_TRIM_THRESHOLD: _LITTLE_MEMORY, _M_MMAP_THRESHOLD: _LARGE, _M_ARENA_MAX: 1})
+
+
+def _mallopt(options: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # a C library without it has no such threshold
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_MEMORY)
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    if mallopt is not None:  # a C library without it has no such options
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 def _frames(message: Any) -> list[Any]:

@@ -43,9 +43,6 @@ def headlines(folder: RunFolder, stages: list[Stage]) -> list[dict[str, Any]]:
 
 def build_report(folder: RunFolder, stages: list[Stage]) -> Path:
     """Writes report.html of a run, finished or not, and returns its path."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-    from plotly.offline import get_plotlyjs
-
     sections: dict[str, Section] = {}
     limits: list[tuple[str, str]] = []
     for stage in stages:
@@ -66,26 +63,39 @@ def build_report(folder: RunFolder, stages: list[Stage]) -> Path:
         )
         section.figures += read_json(path / "figures.json") or []
         limits += [(stage.name, text) for text in summary.get("limits", [])]
-    status = read_json(folder.path / "STATUS.json") or {"status": "unfinished"}
-    jinja = Environment(loader=PackageLoader("ninthsky.run", "templates"), autoescape=select_autoescape(), trim_blocks=True)
-    jinja.filters["shown"] = _shown
-    page = jinja.get_template("report.html").render(
-        name=folder.path.name,
-        status=status,
+    path = folder.path / "report.html"
+    write_page(
+        path,
+        folder.path.name,
+        list(sections.values()),
+        status=read_json(folder.path / "STATUS.json") or {"status": "unfinished"},
         headlines=headlines(folder, stages),
-        sections=list(sections.values()),
         limits=limits,
         settings=read_json(folder.path / "settings.json") or {},
         environment=read_json(folder.path / "env.json") or {},
-        synthetic=any(line["synthetic"] for line in headlines(folder, stages)),
-        plots=[figure for section in sections.values() for figure in section.figures if figure["kind"] == "plot"],
+    )
+    return path
+
+
+def write_page(path: Path, name: str, sections: list[Section], **run: Any) -> None:
+    """One offline page of sections with tables and plots; `run`: status, headlines, limits, settings, environment of a run."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+    from plotly.offline import get_plotlyjs
+
+    jinja = Environment(loader=PackageLoader("ninthsky.run", "templates"), autoescape=select_autoescape(), trim_blocks=True)
+    jinja.filters["shown"] = _shown
+    page = jinja.get_template("report.html").render(
+        name=name,
+        sections=sections,
+        run=bool(run),
+        **run,
+        synthetic=any(line["synthetic"] for line in run.get("headlines", ())),
+        plots=[figure for section in sections for figure in section.figures if figure["kind"] == "plot"],
         plotly=get_plotlyjs(),
         shown_rows=SHOWN_ROWS,
     )
-    path = folder.path / "report.html"
     with HashedFile(path) as file:
         file.write(page.encode())
-    return path
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,11 +161,6 @@ class StageContext:
             with self.open("evidence.jsonl", rows=len(self._evidence), volatile=True) as file:
                 for record in self._evidence:
                     file.write(encode(record) + b"\n")
-
-    @property
-    def workers(self) -> int:
-        """Processes that a map over shards may use."""
-        return self.settings.where.workers or os.cpu_count() or 1
 
 
 class _Finished(contextlib.AbstractContextManager[Progress]):

@@ -168,6 +168,10 @@ class WrongProduct(TorchDispatchMode):
 
     def __init__(self, fault: Fault) -> None:
         super().__init__()
+        self.choose(fault)
+
+    def choose(self, fault: Fault) -> None:
+        """From the next product on, it is this fault's."""
         self.error, self._left = fault.error, fault.number % 6  # products that are left alone before one is chosen
         self._kind: tuple[Any, ...] | None = None
 

@@ -17,7 +17,7 @@ import xxhash
 
 from ninthsky.config.schema import Settings
 from ninthsky.errors import UserError
-from ninthsky.guard.job import HostSpec, Injected, JobResult, JobSpec, Watch, run_job
+from ninthsky.guard.job import HostSpec, Injected, JobResult, JobSpec, Standby, Watch, run_job
 from ninthsky.model.shape import Shape
 from ninthsky.run import StageContext
 from ninthsky.run.folder import read_json, read_lines
@@ -175,8 +175,10 @@ def guarded(ctx: StageContext, job: TrainJob, title: str, spares: int) -> JobRes
             if fault.number not in before and fault.kind != "rate"  # no card's fault: the guard hears nothing of it
         ],
         events=job.events,
+        standby=Standby(address=settings.guard.bind) if settings.guard.standby else None,
     )
-    ctx.say(f"starting {job.mesh.ranks} ranks and {spares * len(hosts)} spares on {len(hosts)} simulated hosts")
+    second = " and a second controller" if spec.standby else ""
+    ctx.say(f"starting {job.mesh.ranks} ranks and {spares * len(hosts)} spares on {len(hosts)} simulated hosts{second}")
     shown = _Shown(ctx, title, job.steps, Path(job.folder) / "history.jsonl")
     try:
         return _run(spec, shown.event)

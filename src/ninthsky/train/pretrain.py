@@ -26,9 +26,7 @@ from ninthsky.train.text.evaluate import KNESER_NEY, SEEN, Evaluation
 from ninthsky.train.text.mixture import open_reader
 
 COLOURS = {"kill": "#c0392b", "freeze": "#2471a3", "nan": "#8e44ad", "slow": "#b9770e", "bad_card": "#6c3483"}
-# On another 2-core machine, 4 gloo ranks, a checkpoint every 50 steps: with torchrun's own rendezvous the job never came back,
-# with a prefix per restart after 10.8 to 16 s.
-# torchrun 2.13 with gloo on the same four ranks, timed beside ours by benchmarks/guard.py, not in this run.
+# torchrun 2.13 with gloo on four ranks, timed beside ours by benchmarks/guard.py on another 2-core machine, not in this run.
 TORCHRUN_KILLED = "not within 30 s as shipped, 4.9 s with its restart mended, steps lost (make bench-guard)"
 TORCHRUN_FROZEN = "46 s at a time-out of 15 s, the wrong one (make bench-guard)"
 

@@ -3,118 +3,176 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-import zmq
-import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
+import pytest
 
+from ninthsky.guard.agent import bulk
+from ninthsky.guard.agent.between import Put, Session
 from ninthsky.guard.agent.bulk import BulkListener, BulkSender, new_session
-from ninthsky.guard.protocol import Put, Session
+from ninthsky.guard.wire import PIECE
 
 PUT = Put(1, 0, 7, 5, "x", 0, memoryview(b"state"))
 
 
-def with_listener(work: Callable[[zmq.asyncio.Context, BulkListener[Put], Counter[str]], Awaitable[None]]) -> None:
+class Ends:
+    """A listener, what it took, and what it refused."""
+
+    def __init__(self) -> None:
+        self.refused: Counter[str] = Counter()
+        self.took: asyncio.Queue[tuple[str, Put, bytes]] = asyncio.Queue()
+        self.listener: BulkListener[Put] = BulkListener(
+            Put, "127.0.0.1", self.refused, lambda sender, put: self.took.put_nowait((sender, put, bytes(put.data)))
+        )
+
+    def sender(self, id: bytes, key: bytes) -> BulkSender:
+        return BulkSender(id, key, "127.0.0.1", self.listener.port)
+
+    async def arrives(self, sender: str = "a", data: bytes = b"state") -> None:
+        took = await self.took.get()
+        assert (took[0], took[1].step, took[2]) == (sender, 7, data)
+
+    async def connect(self, *parts: bytes) -> socket.socket:
+        loop, end = asyncio.get_running_loop(), socket.socket()
+        end.setblocking(False)
+        await loop.sock_connect(end, ("127.0.0.1", self.listener.port))
+        for part in parts:
+            await loop.sock_sendall(end, part)
+        return end
+
+    async def until(self, counts: dict[str, int]) -> None:
+        while self.refused != counts:
+            await asyncio.sleep(0.005)
+
+
+def with_listener(work: Callable[[Ends], Awaitable[None]]) -> None:
     async def run() -> None:
-        context, refused = zmq.asyncio.Context(), Counter[str]()
-        authenticator = AsyncioAuthenticator(context)
-        authenticator.start()
-        listener: BulkListener[Put] = BulkListener(context, Put, "127.0.0.1", refused, authenticator)
+        ends = Ends()
+        serving = asyncio.ensure_future(ends.listener.serve())
         try:
-            await asyncio.wait_for(work(context, listener, refused), 20)
+            await asyncio.wait_for(work(ends), 30)
         finally:
-            listener.close()
-            authenticator.stop()
-            context.destroy(linger=0)
+            serving.cancel()
+            ends.listener.close()
 
     asyncio.run(run())
 
 
-def sender(context: zmq.asyncio.Context, listener: BulkListener[Put], id: bytes, key: bytes) -> BulkSender:
-    return BulkSender(context, id, key, "127.0.0.1", listener.port)
-
-
-def test_what_was_sealed_arrives_with_its_sender() -> None:
-    async def work(context: zmq.asyncio.Context, listener: BulkListener[Put], refused: Counter[str]) -> None:
+def test_what_was_sealed_arrives_with_its_sender_also_on_a_new_connection() -> None:
+    async def work(ends: Ends) -> None:
         id, key = new_session()
-        assert listener.admit("a", id, key) and listener.admit("a", id, key)
-        end = sender(context, listener, id, key)
-        for _ in range(3):
-            await end.send(PUT)
-            assert await listener.receive() == ("a", PUT)
-        assert not refused
+        assert ends.listener.admit("a", id, key) and ends.listener.admit("a", id, key)
+        end = ends.sender(id, key)
+        for data in (b"state", b"", bytes(PIECE)):
+            await end.send(Put(1, 0, 7, len(data), "x", 0, memoryview(data)))
+            await ends.arrives(data=data)
+        end._cut()
+        await end.send(PUT)
+        await ends.arrives()
+        assert not ends.refused
+        end.close()
 
     with_listener(work)
 
 
 def test_nothing_else_opens() -> None:
-    async def work(context: zmq.asyncio.Context, listener: BulkListener[Put], refused: Counter[str]) -> None:
+    async def work(ends: Ends) -> None:
         id, key = new_session()
-        listener.admit("a", id, key)
-        recorded: list[Any] = []
-        end = sender(context, listener, id, key)
-        plain = context.socket(zmq.PUSH)  # of one who has overheard the token
-        plain.plain_username, plain.plain_password = end._socket.plain_username, end._socket.plain_password
-        plain.connect(f"tcp://127.0.0.1:{listener.port}")
-        send = end._socket.send_multipart
-
-        async def overheard(frames: list[Any], copy: bool) -> None:
-            recorded.append([bytes(frame) for frame in frames])
-            await send(frames, copy=copy)
-
-        end._socket.send_multipart = overheard  # type: ignore[assignment]
+        ends.listener.admit("a", id, key)
+        end = ends.sender(id, key)
         await end.send(PUT)
-        assert await listener.receive() == ("a", PUT)
-        (frames,) = recorded
-        assert b"state" not in b"".join(frames)
-        later = frames[0][:8] + (5).to_bytes(8, "big")
-        for wrong in (
-            frames,  # played again
-            [later, *frames[1:]],  # under a fresh number
-            [later, frames[1], bytes([frames[2][0] ^ 1]) + frames[2][1:]],
-            [later, bytes([frames[1][0] ^ 1]) + frames[1][1:], frames[2]],
-            [b"stranger" + frames[0][8:], *frames[1:]],
-            [b"no such thing"],
-        ):
-            await plain.send_multipart(wrong)
-        stranger = sender(context, listener, id, new_session()[1])  # the right name, another key
-        sending = asyncio.ensure_future(stranger.send(PUT))
-        keyless = context.socket(zmq.PUSH)
-        keyless.connect(f"tcp://127.0.0.1:{listener.port}")
-        receiving = asyncio.ensure_future(listener.receive())
-        while sum(refused.values()) < 6 or not (refused["bulk: wrong key"] and refused["bulk: no such handshake"]):
-            await asyncio.sleep(0.01)
-        opened = {reason: count for reason, count in refused.items() if not reason.startswith("bulk: ")}
-        assert opened == {"bulk replayed": 1, "bulk does not open": 3, "unknown session": 1, "malformed bulk": 1}
-        assert not sending.done(), "a stranger's frame does not leave its host"
-        sending.cancel()
+        await ends.arrives()
+        frame = bytes(end._seal(PUT))  # recorded, and sent late
+        assert b"state" not in frame
+        await end.send(PUT)
+        await ends.arrives()
+        hello, later = end._hello, (9).to_bytes(8, "big")
+        wrong = [
+            (frame, "bulk replayed"),
+            (later + frame[8:], "bulk does not open"),
+            (later + frame[8:-1] + bytes([frame[-1] ^ 1]), "bulk does not open"),
+            (later + frame[8:20] + bytes([frame[20] ^ 1]) + frame[21:], "bulk does not open"),
+            (later + bytes([255]) * 8, "malformed bulk"),
+        ]
+        open_ones, expected = [], Counter[str]()
+        for bytes_, reason in wrong:
+            open_ones.append(await ends.connect(hello, bytes_))
+            expected[reason] += 1
+            await ends.until(expected)
+        open_ones.append(await ends.connect(hello[:8] + bytes(32), frame))  # the right name, another key
+        open_ones.append(await ends.connect(b"stranger" + hello[8:], frame))
+        await ends.until(expected + Counter({"bulk: wrong key": 2}))
         await end.send(PUT)  # and none of it disturbed the session
-        assert await receiving == ("a", PUT)
-        plain.close(linger=0)
-        keyless.close(linger=0)
+        await ends.arrives()
+        for each in open_ones:
+            each.close()
+        end.close()
+
+    with_listener(work)
+
+
+def test_who_says_nothing_is_cut_off_and_many_of_them_crowd_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "HANDSHAKE_MILLISECONDS", 200)
+
+    async def work(ends: Ends) -> None:
+        id, key = new_session()
+        ends.listener.admit("a", id, key)
+        silent = [await ends.connect() for _ in range(bulk.STRANGERS + 8)]
+        end = ends.sender(id, key)
+        while not ends.took.qsize():
+            await end.send(PUT)
+            await asyncio.sleep(0.05)
+        while ends.refused["bulk: no such handshake"] < bulk.STRANGERS:
+            await asyncio.sleep(0.01)
+        assert ends.refused["bulk: too many at once"] >= 8
+        for each in silent:
+            each.close()
+        end.close()
+
+    with_listener(work)
+
+
+def test_who_is_cancelled_in_the_middle_leaves_no_half_of_a_frame() -> None:
+    async def work(ends: Ends) -> None:
+        id, key = new_session()
+        ends.listener.admit("a", id, key)
+        end = ends.sender(id, key)
+        for _ in range(20):
+            sending = asyncio.ensure_future(end.send(Put(1, 0, 7, PIECE, "x", 0, memoryview(bytes(PIECE)))))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            sending.cancel()
+        await end.send(PUT)
+        while (await ends.took.get())[2] != b"state":
+            pass
+        assert not ends.refused
+        end.close()
 
     with_listener(work)
 
 
 def test_a_session_is_its_senders_and_ends_with_the_next() -> None:
-    async def work(context: zmq.asyncio.Context, listener: BulkListener[Put], refused: Counter[str]) -> None:
+    async def work(ends: Ends) -> None:
         (id, key), (other, another) = new_session(), new_session()
+        listener = ends.listener
         assert listener.admit("a", id, key)
         assert (
             not listener.admit("b", id, key) and not listener.admit("b", b"short", key) and not listener.admit("b", other, b"")
         )
+        old, new = ends.sender(id, key), ends.sender(other, another)
+        await old.send(PUT)
+        await ends.arrives()
         assert listener.admit("a", other, another)
-        old, new = sender(context, listener, id, key), sender(context, listener, other, another)
-        late = asyncio.ensure_future(old.send(PUT))
         await new.send(PUT)
-        assert await listener.receive() == ("a", PUT)
-        while not refused:
+        await ends.arrives()
+        while not ends.refused:
+            await old.send(PUT)
             await asyncio.sleep(0.01)
-        assert set(refused) == {"bulk: wrong key"} and not late.done()
-        late.cancel()
+        assert set(ends.refused) == {"bulk: wrong key"} and ends.took.empty()
+        old.close()
+        new.close()
 
     with_listener(work)
 

@@ -82,7 +82,7 @@ def test_a_rank_hears_assign_before_rendezvous_though_its_state_comes_late(tmp_p
         agent._do(form(agent, 1, [0, 1], 5, "b", "x"))
         where = m.Rendezvous(1, "127.0.0.1", 7)
         for slot in (0, 1):
-            agent._do(p.ToSlot(slot, agent.spawner.processes[slot].pid, where))
+            agent._do(p.ToSlots([(slot, agent.spawner.processes[slot].pid)], where))
         await asyncio.sleep(0.05)
         assert not to_ranks
         there.set()

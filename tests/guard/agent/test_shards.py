@@ -13,10 +13,11 @@ import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ninthsky.guard.agent.between import Put
 from ninthsky.guard.agent.shards import ShardExchange
 from ninthsky.guard.agent.store import VERSIONS, ShardStore, pieces, shard_name, view_of
 from ninthsky.guard.keys import forge, load_keys
-from ninthsky.guard.protocol import Peer, Put, ShardInfo
+from ninthsky.guard.protocol import Peer, ShardInfo
 from ninthsky.guard.wire import PIECE
 
 

@@ -16,6 +16,7 @@ from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.judges import Verdict
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.record import Phase, RecordWriter
+from ninthsky.guard.seen import Seen, pack
 from ninthsky.guard.spec import HostSpec, Injected, JobSpec, Watch
 
 
@@ -105,8 +106,8 @@ class Cluster:
             seen = []
             for slot, pid in slots.items():
                 age, state = (9.0, "T") if pid in self.stopped else (0.05, "S")
-                seen.append(p.Seen(slot, pid, self.record(pid), age, state, 1.0, 0.0))
-            self.queue.append((host, p.Report(self.numbers[host], "", 0, 0.0, seen)))
+                seen.append(Seen(slot, pid, self.record(pid), age, state, 1.0, 0.0))
+            self.queue.append((host, p.Report(self.numbers[host], "", 0, 0.0, pack(seen))))
 
     def record(self, pid: int) -> bytes:
         if pid not in self.records:
@@ -204,6 +205,40 @@ def test_a_broken_collective_with_everybody_alive_rebuilds_the_groups(cluster: C
     assert [(fault.cause, fault.rank) for fault in cluster.state.book.faults] == [("unknown", None)]
     assert cluster.state.generation == 2 and cluster.state.stage == "run"
     assert [proc.card for proc in cluster.state.roster.places] == ["a/0", "a/1", "b/0", "b/1"]
+
+
+def test_an_agent_that_is_cut_off_from_the_controller_alone_loses_no_rank(cluster: Cluster) -> None:
+    """Its ranks train on with the others, whose agents are heard: told once, and once when it is back."""
+    cluster.mute.add("b")
+    for step in range(5, 45):
+        cluster.step(step)
+        cluster.run(0.3)
+    assert not cluster.state.book.faults and cluster.state.generation == 1 and not cluster.state.roster.lost
+    assert [event["host"] for event in cluster.events if event["kind"] == "host.unheard"] == ["b"]
+    cluster.mute.clear()
+    cluster.run(1.0)
+    assert [event["host"] for event in cluster.events if event["kind"] == "host.heard"] == ["b"]
+    cluster.step(45)
+    cluster.end(2)  # and it is acted for as before
+    cluster.run(1.0)
+    assert [(fault.cause, fault.rank) for fault in cluster.state.book.faults] == [("exit", 2)]
+    assert cluster.state.stage == "run" and "host.refused" not in cluster.kinds()
+
+
+def test_groups_that_break_while_they_form_are_formed_again_without_waiting_for_the_join_limit(cluster: Cluster) -> None:
+    cluster.answering = False
+    cluster.end(2)
+    cluster.drain()
+    for host in ("a", "b"):
+        cluster.tell(host, lambda n, host=host: p.Inventory(n, 2, cluster.shards[host]))
+    cluster.drain()
+    assert cluster.stage() == "form"
+    cluster.say("a", 0, m.Broken(2, 1, "its store did not answer"))
+    cluster.answering = True
+    cluster.run(3.0)
+    assert cluster.stage() == "run" and cluster.state.generation == 3
+    told = cluster.state.book.faults[-1]
+    assert (told.cause, told.rank) == ("unknown", None) and "its store did not answer" in told.evidence.verdict
 
 
 def test_a_second_exit_during_the_regroup_joins_it(cluster: Cluster) -> None:
@@ -308,7 +343,7 @@ def test_every_rank_gets_the_same_answer_about_a_bad_step(cluster: Cluster) -> N
     for proc in cluster.state.roster.places:
         cluster.say(proc.host, proc.slot, m.Bad(1, 2, 0, [3]))
     cluster.run(0.2)
-    answers = [command.message for command in cluster.commands(p.ToSlot) if isinstance(command.message, m.Decide)]
+    answers = [command.message for command in cluster.commands(p.ToSlots) if isinstance(command.message, m.Decide)]
     assert answers == [m.Decide(2, 0, "redo")] * 4
     assert len(cluster.state.book.faults) == 1, "told once, not four times"
     assert cluster.state.book.faults[0].card == "b/1"
@@ -320,7 +355,7 @@ def test_a_bad_step_on_the_replaced_card_too_is_skipped(cluster: Cluster) -> Non
         for proc in cluster.state.roster.places:
             cluster.say(proc.host, proc.slot, m.Bad(cluster.state.generation, 2, attempt, [3]))
         cluster.run(0.3)
-        answers = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlot) and isinstance(c.message, m.Decide)]
+        answers = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlots) and isinstance(c.message, m.Decide)]
         return answers[0] if answers else None
 
     assert [answer and answer.action for answer in (vote(0), vote(1))] == ["redo", "rotate"]
@@ -339,7 +374,7 @@ def test_an_outlier_is_applied_where_the_guard_only_advises(tmp_path: Path) -> N
         for proc in cluster.state.roster.places:
             cluster.say(proc.host, proc.slot, m.Bad(1, 2, attempt, [3], "outlier", ["own gradient = 20"]))
         cluster.run(0.3)
-        sent = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlot)]
+        sent = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlots)]
         answers.append({message.action for message in sent if isinstance(message, m.Decide)})
     assert answers == [{"redo"}, {"rotate"}, {"apply"}]
     (fault,) = cluster.state.book.faults
@@ -356,7 +391,7 @@ def test_a_rule_of_the_training_ends_the_job(cluster: Cluster) -> None:
 
 def test_a_stale_generation_cannot_commit_a_checkpoint(cluster: Cluster) -> None:
     def permits() -> list[bool]:
-        return [c.message.allowed for c in cluster.commands(p.ToSlot) if isinstance(c.message, m.Permit)]
+        return [c.message.allowed for c in cluster.commands(p.ToSlots) if isinstance(c.message, m.Permit)]
 
     proc = cluster.state.roster.places[1]
     cluster.say(proc.host, proc.slot, m.MayCommit(1, 1))

@@ -13,7 +13,7 @@ from ninthsky.guard.controller.fleet import Fleet
 from ninthsky.guard.controller.journal import Journal, recall
 from ninthsky.guard.faults import Fault, Timeline, read_faults
 from ninthsky.guard.probe.record import Phase, RecordWriter, group_id
-from ninthsky.guard.protocol import Seen
+from ninthsky.guard.seen import Seen, pack
 from ninthsky.run.folder import write_json
 
 PLACES = [("a", 0, 10), ("b", 0, 20)]
@@ -28,7 +28,7 @@ class Writer:
 
     def report(self, fleet: Fleet, now: float, cpu: float = 0.0, age: float = 0.0, **fields: Any) -> None:
         self.record.update(**fields)
-        fleet.report(self.host, [Seen(0, self.pid, self.path.read_bytes(), age, "S", cpu, 0.0)], now)
+        fleet.report(self.host, pack([Seen(0, self.pid, self.path.read_bytes(), age, "S", cpu, 0.0)]), now)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ninthsky.guard.controller.ladder import History, Means, climb, climb_nonfinite
-from ninthsky.guard.controller.placement import Card, choose_resume_step, place, sources
+from ninthsky.guard.controller.placement import Card, choose_resume_step, place, second_copies, sources
 from ninthsky.guard.controller.worlds import Worlds
 from ninthsky.guard.judges import Verdict
 from ninthsky.guard.protocol import ShardInfo
@@ -56,6 +56,29 @@ def test_the_newest_step_that_is_whole_across_hosts() -> None:
     both = {"a": shards((0, 5)), "b": shards((0, 5))}
     assert sources(both, 5, ["b"])[0] == ("b", "0-5"), "a rank's own host is the nearest"
     assert sources(both, -1, ["b"]) == {}
+
+
+def test_what_one_host_alone_holds_is_copied_to_the_next_one() -> None:
+    """Host b is lost of a, b, c, each of which held its own rank and the one before."""
+    left = {"a": shards((0, 5), (2, 5)), "c": shards((1, 5), (2, 4), (2, 5))}
+    brought = sources(left, 5, ["a", "b", "c"])
+    assert second_copies(left, 5, brought, [], ["a", "c"]) == {"c": {0: ("a", "0-5")}, "a": {1: ("c", "1-5")}}
+    assert second_copies(left, 5, brought, ["a", "a", "c"], ["a", "c"]) == {"c": {0: ("a", "0-5")}}, "a spare takes one over"
+    other = {"a": [*shards((0, 5)), ShardInfo(1, 5, 1, "damaged")], "c": shards((1, 5))}
+    assert second_copies(other, 5, sources(other, 5, ["a", "c"]), [], ["a", "c"])["a"] == {1: ("c", "1-5")}
+    assert second_copies({"a": shards((0, 5))}, 5, {0: ("a", "0-5")}, [], ["a"]) == {}, "there is no second host"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abcd")), min_size=1), st.permutations("abcd"))
+def test_afterwards_no_one_host_can_take_a_shard_with_it(held: list[tuple[int, str]], ring: list[str]) -> None:
+    inventories = {host: shards(*((rank, 3) for rank, where in held if where == host)) for host in ring}
+    brought = sources(inventories, 3, [])
+    holders = {(rank, host) for rank, host in held}
+    for host, fetched in second_copies(inventories, 3, brought, [], list(ring)).items():
+        for rank, (source, _) in fetched.items():
+            assert (rank, source) in holders
+            holders.add((rank, host))
+    assert all(sum(rank == one for one, _ in holders) >= 2 for rank in brought)
 
 
 WATCH = Watch(action="act", max_evictions_per_hour=2)

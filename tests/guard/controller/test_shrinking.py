@@ -361,7 +361,7 @@ def test_bad_gradients_of_fewer_ranks_are_another_story(tmp_path: Path) -> None:
         for proc in cluster.state.roster.places:
             cluster.say(proc.host, proc.slot, m.Bad(cluster.state.generation, 2, attempt, [2]))
         cluster.run(0.3)
-        sent = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlot)]
+        sent = [c.message for _, c in cluster.sent[before:] if isinstance(c, p.ToSlots)]
         return {message.action for message in sent if isinstance(message, m.Decide)}
 
     assert [vote(0), vote(1), vote(2)] == [{"redo"}, {"rotate"}, set()]

@@ -15,6 +15,7 @@ from ninthsky.guard.foreign.messages import Adopt, Began
 from ninthsky.guard.foreign.restarts import Restarts
 from ninthsky.guard.foreign.supervisor import Supervisor
 from ninthsky.guard.probe.record import Phase, RecordWriter
+from ninthsky.guard.seen import Seen
 from ninthsky.guard.spec import HostSpec, JobSpec, Watch
 
 HOSTS = [HostSpec(name="a", slots=1, spares=0), HostSpec(name="b", slots=1, spares=0)]
@@ -45,7 +46,7 @@ async def _two_hosts(folder: Path) -> None:
     def look() -> bool:
         for writer in writers:
             writer.update(phase=Phase.LOCAL)
-        here, there = (p.Seen(0, 1000 + rank, bytes(writers[rank]._map[:]), 0.0, "S", 1.0, 0.0) for rank in (0, 1))
+        here, there = (Seen(0, 1000 + rank, bytes(writers[rank]._map[:]), 0.0, "S", 1.0, 0.0) for rank in (0, 1))
         supervisor.report("a", [here], 0.0)
         follower.report("b", [there], 0.0)
         supervisor.tick()

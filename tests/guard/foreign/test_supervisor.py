@@ -15,6 +15,7 @@ from ninthsky.guard.foreign.messages import Adopt, Began, NotFinite, Raised
 from ninthsky.guard.foreign.restarts import Restarts
 from ninthsky.guard.foreign.supervisor import Supervisor
 from ninthsky.guard.probe.record import HEADER, Phase, RecordWriter, group_id
+from ninthsky.guard.seen import Seen
 from ninthsky.guard.spec import HostSpec, JobSpec, Watch
 
 GROUP = group_id("0")
@@ -68,7 +69,7 @@ class Fleet:
                 raw = bytes(self.writers[rank]._map[:])
                 beat = self.writers[rank].state.heartbeat
                 assert HEADER.unpack_from(raw)[-1] == beat or ages[rank] == 0.0
-                seen.append(p.Seen(rank, pid, raw, ages[rank], states[rank], self.cpu, 0.0))
+                seen.append(Seen(rank, pid, raw, ages[rank], states[rank], self.cpu, 0.0))
         self.supervisor.report("h", seen, 0.0)
         self.supervisor.tick()
 

@@ -109,6 +109,8 @@ def test_a_strangers_page_cannot_act_or_reach_it_by_a_name_of_its_own(site: Site
     assert form.status_code == 415, "a form's type goes anywhere without asking"
     assert site.client.get("/", headers={"Host": "evil.example"}).status_code == 403
     assert site.client.get("/metrics", headers={"Host": "evil.example:8909"}).status_code == 403
+    assert site.client.get("/", headers={"Host": "[::1"}).status_code == 400
+    assert site.act("not a fault", "F-0001", Origin="http://[::1").status_code == 400
     assert [act for _, act, _ in site.acts()] == ["login"]
 
 

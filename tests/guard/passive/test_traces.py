@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ninthsky.guard.passive.traces import DumpError, is_dump, read_dump, suspects
+from ninthsky.guard.passive.traces import DumpError, Progress, _in_order, is_dump, read_dump, suspects
 
 
 def entry(number: int, state: str, name: str = "nccl:all_reduce", **more: Any) -> dict[str, Any]:
@@ -84,3 +84,8 @@ def test_what_is_no_dump_is_refused(tmp_path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     with pytest.raises(DumpError):
         read_dump(path)
+
+
+def test_group_numbers_follow_torch_names() -> None:
+    progress = {number: Progress(1, 1) for number in ("0", "1", "2")}
+    assert _in_order(["0", "10", "9"], progress, {}) == {"0": "0", "9": "1", "10": "2"}

@@ -138,7 +138,7 @@ def test_analysed_incidents_teach_words() -> None:
 
 def test_a_list_of_possible_causes_is_evidence_of_none() -> None:
     said = "EI0002: the Notify register times out. Possible Cause: 1. packet loss 2. inconsistent samples Solution: 1. check"
-    assert "packet loss" not in shipped().without_advice(said)
+    assert "packet loss" not in shipped().read(said)
     assert match(said, shipped())[0].cause == "rank_stall_host"
 
 

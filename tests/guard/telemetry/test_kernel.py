@@ -152,23 +152,22 @@ def test_what_cannot_be_opened_is_said_where_it_was_asked_for(tmp_path: Path) ->
 
 @pytest.mark.skipif(not os.access(KMSG, os.R_OK), reason="/dev/kmsg cannot be read here")
 def test_the_device_itself() -> None:
+    """From its end on: only what others make the kernel say meanwhile."""
     log = KernelLog(KMSG)
-    assert log.read() == []
+    later = log.read()
     os.lseek(log._file, 0, os.SEEK_SET)
     lines = log.read()
-    assert lines and all(line.uptime >= 0 for line in lines)
+    assert len(later) < len(lines) and all(line.uptime >= 0 for line in lines)
     log.close()
 
 
 @pytest.mark.skipif(not LOGS.is_dir(), reason="no guard/logs in NINTHSKY_DATA")
-@pytest.mark.parametrize(
-    ("name", "most"), [("gpud_pkg_kmsg_testdata_kmsg.1.log", 0), ("gpud_pkg_kmsg_testdata_kmsg.2.peermem.log", 0)]
-)
-def test_real_quiet_logs(name: str, most: int) -> None:
+@pytest.mark.parametrize("name", ["gpud_pkg_kmsg_testdata_kmsg.1.log", "gpud_pkg_kmsg_testdata_kmsg.2.peermem.log"])
+def test_real_quiet_logs(name: str) -> None:
     mine = reader()
     lines = [parse(text) for text in (LOGS / name).read_text("utf-8", "replace").splitlines()]
     notes = [found for line in lines if line is not None and (found := mine.note(line, 1e6)) is not None]
-    assert len([found for found in notes if found.weight != "said"]) <= most, notes
+    assert all(found.weight == "said" for found in notes), notes
 
 
 @pytest.mark.skipif(not LOGS.is_dir(), reason="no guard/logs in NINTHSKY_DATA")

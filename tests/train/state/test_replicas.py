@@ -79,7 +79,7 @@ def test_every_kth_step_and_the_last_are_replicated_and_two_are_kept(
     assert [shard.step for shard in agent.said if isinstance(shard, Shard)] == written
     # Nobody waits for a replica before the next one is due, and never are two on their way.
     assert (agent.waited, replicas.held) == (waits, written[-2])
-    assert sorted(int(path.name.rpartition("-")[2]) for path in tmp_path.iterdir()) == written[-2:]
+    assert sorted(int(path.name.rpartition("-")[2]) for path in tmp_path.glob("shard-*")) == written[-2:]
     replicas.finish()
     assert replicas.held == 6
 

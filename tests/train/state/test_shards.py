@@ -70,4 +70,21 @@ def test_only_this_ranks_older_shards_go(tmp_path: Path) -> None:
     for rank, step in ((1, 8), (1, 9), (1, 10), (11, 8)):
         shards.write(tmp_path, rank, step, {}, {})
     shards.remove_before(tmp_path, 1, 9)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-1-10", "shard-1-9", "shard-11-8"]
+    assert sorted(path.name for path in tmp_path.glob("shard-*")) == ["shard-1-10", "shard-1-9", "shard-11-8"]
+
+
+def test_a_removed_shards_memory_is_written_again_only_where_nobody_holds_it(tmp_path: Path) -> None:
+    folder = tmp_path / "rank"
+    folder.mkdir()
+    for held in (False, True):
+        old = shards.write(folder, 0, 1, {"w": torch.ones(100)}, {}).path
+        inode, link = old.stat().st_ino, tmp_path / "held"
+        if held:
+            link.hardlink_to(old)
+            before = link.read_bytes()
+        shards.remove_before(folder, 0, 2)
+        new = shards.write(folder, 0, 2, {"w": torch.zeros(7)}, {}).path  # a smaller one: nothing of the old is left behind it
+        assert (new.stat().st_ino == inode) is not held
+        assert shards.read(folder, 0, 2)[0]["w"].tolist() == [0.0] * 7
+        assert not held or link.read_bytes() == before
+        shards.remove_before(folder, 0, 3)

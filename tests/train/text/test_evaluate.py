@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ninthsky.data.tokens import EOS, train_tokenizer
+from ninthsky.data.encode import EOS
+from ninthsky.data.tokens import train_tokenizer
 from ninthsky.errors import UserError
 from ninthsky.model import Decoder, Shape
 from ninthsky.train.text import evaluate as module

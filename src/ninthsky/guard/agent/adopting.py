@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from ninthsky.guard.agent.spawner import Process
-from ninthsky.guard.agent.store import AT_ONCE, ShardStore, digest_of, shard_name, view_of
+from ninthsky.guard.agent.store import AT_ONCE, ShardStore, digest_of, shard_name
 from ninthsky.guard.probe.messages import Shard
 from ninthsky.guard.protocol import ShardInfo
 
@@ -66,7 +66,7 @@ class Adopting:
             self._refused["stale shard"] += 1
             return
         try:
-            view = view_of(path)
+            view = self._store.view_file(path, shard.rank)
             xxh3 = await digest_of(view)
             if not self._counts(process, shard):
                 self._refused["stale shard"] += 1

@@ -1,16 +1,18 @@
-"""Pieces of shards, sealed with AES-256-GCM, on a socket of their own.
+"""Pieces of shards, sealed with AES-256-GCM, on a TCP connection of their own.
 
-CURVE's cipher (XSalsa20-Poly1305) is made for processors without AES instructions: it costs more than ten times as much per
-byte as AES-GCM does where the processor has them, and copies of states are nearly all that agents send. So the CURVE connection
-of two agents hands over a fresh random key, once, and what is sealed under it goes beside that connection:
+Copies of states are nearly all that agents send, so that every pass over their bytes counts. CURVE's cipher (XSalsa20-Poly1305)
+costs more than ten times as much per byte as AES-GCM does where the processor has instructions for it, and 0MQ's queues cost
+more than both ends' ciphers together. So the CURVE connection of two agents hands over a fresh random key, once, and what is
+sealed under it goes beside that connection: from the shard's pages through the cipher into one buffer, from there to the
+kernel.
 
-    8 bytes of the session's id, 8 bytes of a counter | header (msgpack, authenticated) | data (encrypted) and tag
+Who connects sends the session's id and a token of its key first; a stranger gets no frame in at all, and one who has overheard
+the token gets no further than the seal. A frame:
 
-Who connects shows a token derived from the session's key (0MQ's PLAIN), so that a stranger gets no frame in at all; one who has
-overheard the token gets no further than the seal.
+    8 bytes of a counter, 4 of the header's length, 4 of the sealed data's | header (msgpack, authenticated) | data and tag
 
 The counter is the nonce: a key seals each value once, and a receiver takes only larger ones, so that nothing recorded can be
-played again. What does not open under a known session's key is dropped and counted; no part of it is looked at before.
+played again. A connection on which something does not open is cut and counted; no part of a frame is looked at before.
 """
 
 from __future__ import annotations
@@ -18,24 +20,28 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import socket
 import struct
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
-import zmq
-import zmq.asyncio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from zmq.auth.asyncio import AsyncioAuthenticator
 
-from ninthsky.guard.wire import BACKLOG, FAILED_HANDSHAKES, HANDSHAKE_MILLISECONDS, MAX_MESSAGE, count_handshakes
+from ninthsky.guard.wire import BACKLOG, HANDSHAKE_MILLISECONDS, PIECE
 
 KEY_BITS = 256
 ID_BYTES = 8
-_DOMAIN = "bulk"
-_NUMBER = struct.Struct(">Q")
-_HWM = 16  # messages on their way
+TOKEN_BYTES = 32
+TAG_BYTES = 16
+MAX_HEADER = 1024  # bytes
+STRANGERS = 64  # connections that have shown no token yet; more are turned away
+PROOFS = 4  # connections of one session of which nothing has opened yet
+AGAIN_SECONDS = (0.1, 1.0)  # between two attempts to connect, at first and at most
+SILENT_MILLISECONDS = 3_000  # what a peer's kernel does not acknowledge by then is taken for lost
+_HEAD = struct.Struct(">QII")
 _BUFFER = 4 << 20  # bytes of the kernel's: fewer turns for each piece
 
 M = TypeVar("M")
@@ -50,48 +56,86 @@ def new_session() -> tuple[bytes, bytes]:
 class BulkSender:
     """The sending end of one session. Connects again for ever; what was under way is lost then, and its owner sends it anew."""
 
-    def __init__(self, context: zmq.asyncio.Context, id: bytes, key: bytes, address: str, port: int) -> None:
+    def __init__(self, id: bytes, key: bytes, address: str, port: int) -> None:
         self._id, self._cipher, self._number = id, AESGCM(key), 0
-        self._socket = context.socket(zmq.PUSH)
-        for option, value in ((zmq.IMMEDIATE, 1), (zmq.SNDHWM, _HWM), (zmq.RECONNECT_IVL, 100), (zmq.RECONNECT_IVL_MAX, 1_000)):
-            self._socket.setsockopt(option, value)
-        self._socket.plain_username, self._socket.plain_password = id.hex().encode(), _token(key).encode()
-        _set_common(self._socket)
-        self._socket.connect(f"tcp://{address}:{port}")
+        self._hello = id + _token(key)
+        self._address = (address, port)
+        self._socket: socket.socket | None = None
+        self._buffer = bytearray(_HEAD.size + MAX_HEADER + PIECE + TAG_BYTES)
+        self._turn = asyncio.Lock()
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def send(self, message: Any) -> None:
-        """A message with `data`. Waits for a connection and for room."""
-        self._number += 1
-        header = _encoder.encode(msgspec.structs.replace(message, data=memoryview(b"")))
-        sealed = self._cipher.encrypt(_nonce(self._number), message.data, self._id + header)
-        await self._socket.send_multipart([self._id + _NUMBER.pack(self._number), header, sealed], copy=False)
+        """A message with `data`, PIECE bytes at most. Waits for a connection and for room."""
+        sending = asyncio.ensure_future(self._send(message))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+        await asyncio.shield(sending)  # who is cancelled meanwhile leaves no half of a frame behind
 
     def close(self) -> None:
-        self._socket.close(linger=0)
+        for sending in self._sending:
+            sending.cancel()
+        self._cut()
+
+    async def _send(self, message: Any) -> None:
+        async with self._turn:
+            connection = self._socket or await self._connect()
+            frame = self._seal(message)
+            try:
+                await asyncio.get_running_loop().sock_sendall(connection, frame)
+            except OSError:
+                self._cut()
+
+    def _seal(self, message: Any) -> memoryview:
+        self._number += 1
+        header = _encoder.encode(msgspec.structs.replace(message, data=memoryview(b"")))
+        start, size = _HEAD.size + len(header), len(message.data) + TAG_BYTES
+        _HEAD.pack_into(self._buffer, 0, self._number, len(header), size)
+        self._buffer[_HEAD.size : start] = header
+        whole = memoryview(self._buffer)[: start + size]
+        self._cipher.encrypt_into(_nonce(self._number), message.data, self._id + header, whole[start:])
+        return whole
+
+    async def _connect(self) -> socket.socket:
+        loop, wait = asyncio.get_running_loop(), AGAIN_SECONDS[0]
+        while True:
+            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            _set_common(connection)
+            try:
+                async with asyncio.timeout(SILENT_MILLISECONDS / 1e3):
+                    await loop.sock_connect(connection, self._address)
+                    await loop.sock_sendall(connection, self._hello)
+            except (OSError, TimeoutError):
+                connection.close()
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, AGAIN_SECONDS[1])
+            except asyncio.CancelledError:
+                connection.close()
+                raise
+            else:
+                self._socket = connection
+                return connection
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 class BulkListener(Generic[M]):
-    """The receiving end of all sessions. `authenticator`: the context's."""
+    """The receiving end of all sessions. `take(sender, message)` must be done with the message's data when it returns."""
 
-    def __init__(
-        self, context: zmq.asyncio.Context, types: Any, bind: str, refused: Counter[str], authenticator: AsyncioAuthenticator
-    ) -> None:
+    def __init__(self, types: Any, bind: str, refused: Counter[str], take: Callable[[str, M], None]) -> None:
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(types)
-        self._refused = refused
-        self._authenticator = authenticator
+        self._refused, self._take = refused, take
         self._sessions: dict[bytes, _Session] = {}
-        self._socket = context.socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, _HWM)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MILLISECONDS)
-        self._socket.setsockopt(zmq.BACKLOG, BACKLOG)
-        self._socket.plain_server = True
-        self._socket.zap_domain = _DOMAIN.encode()
-        monitor = self._socket.get_monitor_socket(FAILED_HANDSHAKES)
-        self._monitor = asyncio.ensure_future(count_handshakes(monitor, refused, "bulk: "))
-        _set_common(self._socket)
-        self._socket.bind(f"tcp://{bind}:*")
-        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+        self._connections: set[asyncio.Task[None]] = set()
+        self._strangers = 0
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        _set_common(self._socket)  # what is accepted inherits it
+        self._socket.bind((bind, 0))
+        self._socket.listen(BACKLOG)
+        self.port = int(self._socket.getsockname()[1])
 
     def admit(self, sender: str, id: bytes, key: bytes) -> bool:
         """Takes a session in; the sender's older one ends. False for an id or a key of the wrong length, or another's id."""
@@ -99,63 +143,162 @@ class BulkListener(Generic[M]):
         if len(id) != ID_BYTES or len(key) != KEY_BITS // 8 or (taken is not None and taken.sender != sender):
             return False
         if taken is None:
-            self._sessions = {known: session for known, session in self._sessions.items() if session.sender != sender}
-            self._sessions[id] = _Session(sender, AESGCM(key), _token(key))
-            tokens = {known.hex(): session.token for known, session in self._sessions.items()}
-            self._authenticator.configure_plain(_DOMAIN, tokens)
+            for known, session in list(self._sessions.items()):
+                if session.sender == sender:
+                    del self._sessions[known]
+                    session.end()
+            self._sessions[id] = _Session(sender, id, key)
         return True
 
-    async def receive(self) -> tuple[str, M]:
-        """The next message that opens, and whose it is."""
+    async def serve(self) -> None:
+        """Takes connections until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                frames = await self._socket.recv_multipart(copy=False)
-            except zmq.Again:
-                continue  # told to be readable, and its sender was gone before it was read
-            opened = self._open([frame.buffer for frame in frames])
-            if opened is not None:
-                return opened
-
-    def _open(self, frames: list[memoryview]) -> tuple[str, M] | None:
-        if len(frames) != 3 or len(frames[0]) != ID_BYTES + _NUMBER.size:
-            self._refused["malformed bulk"] += 1
-            return None
-        id, (number,) = bytes(frames[0][:ID_BYTES]), _NUMBER.unpack(frames[0][ID_BYTES:])
-        session = self._sessions.get(id)
-        if session is None or number <= session.newest:
-            self._refused["unknown session" if session is None else "bulk replayed"] += 1
-            return None
-        header = bytes(frames[1])
-        try:
-            data = session.cipher.decrypt(_nonce(number), frames[2], id + header)
-            message = self._decoder.decode(header)
-        except (InvalidTag, msgspec.ValidationError, msgspec.DecodeError):
-            self._refused["bulk does not open"] += 1
-            return None
-        session.newest = number
-        return session.sender, msgspec.structs.replace(message, data=memoryview(data))  # type: ignore[type-var]
+                connection, _ = await loop.sock_accept(self._socket)
+            except OSError:  # gone again, or no descriptor left
+                await asyncio.sleep(0.01)
+                continue
+            if self._strangers >= STRANGERS:
+                self._refused["bulk: too many at once"] += 1
+                connection.close()
+                continue
+            connection.setblocking(False)
+            task = asyncio.ensure_future(self._hear(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
 
     def close(self) -> None:
-        self._monitor.cancel()
-        self._socket.disable_monitor()
-        self._socket.close(linger=0)
+        for task in self._connections:
+            task.cancel()
+        self._socket.close()
+
+    async def _hear(self, connection: socket.socket) -> None:
+        incoming = _Incoming(connection)
+        session = None
+        try:
+            session = await self._introduced(incoming)
+            if session is not None:
+                await self._frames(incoming, session)
+        except (OSError, EOFError):
+            pass  # its sender connects again
+        finally:
+            connection.close()
+            if session is not None:
+                session.left(asyncio.current_task())
+
+    async def _introduced(self, incoming: _Incoming) -> _Session | None:
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(HANDSHAKE_MILLISECONDS / 1e3):
+                hello = bytes(await incoming.exactly(ID_BYTES + TOKEN_BYTES))
+        except (OSError, EOFError, TimeoutError):
+            self._refused["bulk: no such handshake"] += 1
+            return None
+        finally:
+            self._strangers -= 1
+        session = self._sessions.get(hello[:ID_BYTES])
+        if session is None or not hmac.compare_digest(hello[ID_BYTES:], session.token):
+            self._refused["bulk: wrong key"] += 1
+            return None
+        return session if session.came(asyncio.current_task()) else None
+
+    async def _frames(self, incoming: _Incoming, session: _Session) -> None:
+        plain = memoryview(bytearray(PIECE))
+        while True:
+            number, length, size = _HEAD.unpack(await incoming.exactly(_HEAD.size))
+            if length > MAX_HEADER or not TAG_BYTES <= size <= PIECE + TAG_BYTES:
+                self._refused["malformed bulk"] += 1
+                return
+            body = await incoming.exactly(length + size)
+            if number <= session.newest:
+                self._refused["bulk replayed"] += 1
+                return
+            header, data = bytes(body[:length]), plain[: size - TAG_BYTES]
+            try:
+                session.cipher.decrypt_into(_nonce(number), body[length:], session.id + header, data)
+                message = self._decoder.decode(header)
+            except (InvalidTag, msgspec.ValidationError, msgspec.DecodeError):
+                self._refused["bulk does not open"] += 1
+                return
+            session.proved(asyncio.current_task(), number)
+            self._take(session.sender, msgspec.structs.replace(message, data=data))  # type: ignore[type-var]
+
+
+class _Incoming:
+    """A connection read into one buffer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = memoryview(bytearray(MAX_HEADER + PIECE + TAG_BYTES))
+
+    async def exactly(self, size: int) -> memoryview:
+        """Good until the next call. Raises EOFError at the end, OSError."""
+        loop, part = asyncio.get_running_loop(), self._buffer[:size]
+        got = 0
+        while got < size:
+            count = await loop.sock_recv_into(self._connection, part[got:])
+            if not count:
+                raise EOFError
+            got += count
+        return part
 
 
 class _Session:
-    def __init__(self, sender: str, cipher: AESGCM, token: str) -> None:
-        self.sender, self.cipher, self.token, self.newest = sender, cipher, token, 0
+    """`newest`: the last counter that opened. The connection on which something opened last is the session's; the one before
+    it ends. Of connections on which nothing has opened yet the oldest goes when there are too many."""
+
+    def __init__(self, sender: str, id: bytes, key: bytes) -> None:
+        self.sender, self.id, self.cipher, self.token, self.newest = sender, id, AESGCM(key), _token(key), 0
+        self._unproved: list[asyncio.Task[Any]] = []
+        self._current: asyncio.Task[Any] | None = None
+        self._ended = False
+
+    def came(self, task: asyncio.Task[Any] | None) -> bool:
+        """False where the session has ended meanwhile."""
+        assert task is not None
+        self._unproved.append(task)
+        if len(self._unproved) > PROOFS:
+            self._unproved.pop(0).cancel()
+        return not self._ended
+
+    def proved(self, task: asyncio.Task[Any] | None, number: int) -> None:
+        self.newest = number
+        if task is not self._current:
+            assert task is not None
+            before, self._current = self._current, task
+            self._unproved.remove(task)
+            if before is not None:
+                before.cancel()
+
+    def left(self, task: asyncio.Task[Any] | None) -> None:
+        assert task is not None
+        if task in self._unproved:
+            self._unproved.remove(task)
+        if self._current is task:
+            self._current = None
+
+    def end(self) -> None:
+        self._ended = True
+        for task in (*self._unproved, self._current):
+            if task is not None:
+                task.cancel()
 
 
-def _token(key: bytes) -> str:
-    return hmac.digest(key, b"connect", "sha256").hex()
+def _token(key: bytes) -> bytes:
+    return hmac.digest(key, b"connect", "sha256")
 
 
 def _nonce(number: int) -> bytes:
-    return b"\0\0\0\0" + _NUMBER.pack(number)
+    return number.to_bytes(12, "big")
 
 
-def _set_common(socket: zmq.asyncio.Socket) -> None:
-    for option, milliseconds in ((zmq.HEARTBEAT_IVL, 1_000), (zmq.HEARTBEAT_TIMEOUT, 3_000), (zmq.HEARTBEAT_TTL, 3_000)):
-        socket.setsockopt(option, milliseconds)
-    for option in (zmq.SNDBUF, zmq.RCVBUF):
-        socket.setsockopt(option, _BUFFER)
+def _set_common(connection: socket.socket) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        (socket.TCP_NODELAY, 1), (socket.TCP_KEEPIDLE, 3), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, SILENT_MILLISECONDS),
+    ):  # fmt: skip
+        connection.setsockopt(socket.IPPROTO_TCP, name, value)

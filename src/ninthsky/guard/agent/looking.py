@@ -1,8 +1,10 @@
-"""What an agent sees of its processes, ten times a second, for next to nothing; and when that is worth a report.
+"""What an agent sees of its processes, four times a second, for next to nothing; and when that is worth a report.
 
-A look reads each record where it lies in shared memory. The kernel is asked about a process when a report goes out, or when
-its heart is late. A report goes out when a step was finished, when everything has come to rest, when something is unusual,
-and now and then; between them the controller knows from `Seen.still` when a rank last moved, to a tenth of a second.
+Each wake-up costs more than all that is done in it: on a busy machine caches are cold. So looks are few, and nothing hangs on
+when they are: a rank writes itself when it last moved, and when its heart last beat. A look reads each record where it lies in
+shared memory. The kernel is asked about a process when a report goes out, or when its heart is late. A report goes out when a
+step was finished, when everything has come to rest, when something is unusual, and now and then; between them the controller
+knows from `Seen.still` when a rank last moved.
 """
 
 from __future__ import annotations
@@ -15,19 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ninthsky.guard import protocol as p
 from ninthsky.guard.agent.spawner import stat_of
-from ninthsky.guard.probe.record import HEADER, SIZE
+from ninthsky.guard.probe.record import BEAT_SECONDS, MOVED, SIZE
+from ninthsky.guard.seen import Seen
 
-LOOK_SECONDS = 0.1
-MISSED_BEATS = 0.5  # seconds; a heart that has not beaten for so long is told at once
-LATE_BEAT = 0.25  # seconds; from here on the kernel is asked
+LOOK_SECONDS = 0.25
+MISSED_BEATS = 3 * BEAT_SECONDS  # a heart that has not beaten for so long is told at once
+LATE_BEAT = 2 * BEAT_SECONDS  # from here on the kernel is asked
 AT_REST = 0.25  # seconds without a move
 SELDOM = 5  # reports while a hang grows old enough to be named, though nothing happens
-_HEARTBEAT = HEADER.size - 8
+_TIMES = struct.Struct("<dd")  # moved, heartbeat
 _STEP = slice(4, 20)  # generation, rank, step, attempt
-_POSITION = slice(12, 22)  # step, attempt, phase
-_GROUPS = slice(HEADER.size, SIZE)
 
 
 class Watched(Protocol):
@@ -47,7 +47,6 @@ class _Sight:
     record: mmap.mmap | None
     stat: int
     raw: bytes = b""
-    position: bytes = b""
     moved_at: float = 0.0
     age: float = -1.0
     state: str = "R"
@@ -93,21 +92,21 @@ class Looking:
             news or waited >= self._seldom or (waited >= self._often - LOOK_SECONDS / 2 and (stepped or (self._moved and rest)))
         )
 
-    def seen(self, processes: Iterable[Watched], unheld: dict[int, float], now: float) -> list[p.Seen]:
+    def seen(self, processes: Iterable[Watched], unheld: dict[int, float], now: float) -> list[Seen]:
         """For a report that goes out now. `unheld`: by pid."""
         self._reported_at, self._moved = now, False
         found = []
         for process in processes:
             sight = self._sight(process, now)
             if sight is None:
-                found.append(p.Seen(process.slot, process.pid, b"", -1.0, "X", 0.0, 0.0))
+                found.append(Seen(process.slot, process.pid, b"", -1.0, "X", 0.0, 0.0))
                 continue
             self._read(sight, now)
             sight.state, sight.cpu = stat_of(sight.stat)
             self._told[process.pid] = sight.raw[_STEP]
             still = now - sight.moved_at if sight.raw else -1.0
             waits = unheld.get(process.pid, 0.0)
-            found.append(p.Seen(process.slot, process.pid, sight.raw, sight.age, sight.state, sight.cpu, waits, still))
+            found.append(Seen(process.slot, process.pid, sight.raw, sight.age, sight.state, sight.cpu, waits, still))
         return found
 
     def forget(self, process: Watched) -> bytes:
@@ -139,11 +138,9 @@ class Looking:
         sight.raw = _whole(sight.record) or sight.raw
         if not sight.raw:
             return
-        position = sight.raw[_POSITION] + sight.raw[_GROUPS]
-        if position != sight.position:
-            sight.position, sight.moved_at = position, now
-        # Eight bytes that change by themselves: read anew, also where the header was caught half written.
-        sight.age = now - float(struct.unpack_from("<d", sight.record, _HEARTBEAT)[0])
+        # Read anew, also where the header was caught half written.
+        sight.moved_at, beat = _TIMES.unpack_from(sight.record, MOVED)
+        sight.age = now - beat
 
 
 def _map(process: Watched) -> mmap.mmap | None:

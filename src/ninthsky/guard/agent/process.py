@@ -7,12 +7,15 @@ Fenced and goes no further. Without its controller it keeps its ranks training, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq.asyncio
@@ -20,6 +23,7 @@ import zmq.asyncio
 from ninthsky.errors import FAILED, OK, PARTIAL
 from ninthsky.guard import protocol as p
 from ninthsky.guard.agent.adopting import Adopting
+from ninthsky.guard.agent.bringing import Bringing
 from ninthsky.guard.agent.card import Card
 from ninthsky.guard.agent.controllers import Controllers
 from ninthsky.guard.agent.lines import Lines
@@ -27,10 +31,11 @@ from ninthsky.guard.agent.looking import LOOK_SECONDS, Looking
 from ninthsky.guard.agent.owner import claim_folder
 from ninthsky.guard.agent.shards import ShardExchange
 from ninthsky.guard.agent.spawner import Process, Spawner, oom_kills, tail_of, watch_first
-from ninthsky.guard.agent.store import ShardStore, remove_folder, shard_name
+from ninthsky.guard.agent.store import ShardStore, remove_folder
 from ninthsky.guard.agent.tester import Tester
 from ninthsky.guard.keys import CONTROLLER, STANDBY, load_keys
 from ninthsky.guard.probe import messages as m
+from ninthsky.guard.seen import pack
 from ninthsky.guard.spec import JobSpec, load_spec
 from ninthsky.guard.telemetry.note import Note
 from ninthsky.guard.telemetry.watcher import HostWatch
@@ -38,6 +43,7 @@ from ninthsky.guard.wire import keep_memory
 from ninthsky.run.folder import write_json
 
 RESPAWN_SECONDS = 0.5  # a new process starts after the survivors have gone on, not beside their regroup
+GARBAGE = 20_000  # new objects, before cycles are looked for
 REFUSALS_SECONDS = 2.0  # between two words about strangers, however many there are
 
 
@@ -65,14 +71,15 @@ class Agent:
             host, slots, watch.exporter, watch.kernel_log, watch.exporter_seconds, self._noted, self._slot_of
         )
         self.tester = Tester(spec, host, self.spawner, self.controller.tell, lambda slot: self._start(slot, True))
+        self.bringing = Bringing(self.exchange, self.spawner, self.lines, self.controller.tell)
         self.adopting = Adopting(self.store, self._counts, self.exchange.ship, self.lines.refused)
         self._cards: dict[int, Card] = {}  # by pid
         self._speaks = host in spec.speakers()
         self._leaving: Process | None = None  # the last one that ended
         self._committed = (0, -1)
         self._resume_step, self._world = -1, spec.world
-        self._held: dict[int, tuple[str, str]] = {}  # Form's
-        self._bringing: dict[tuple[int, int], asyncio.Lock] = {}
+        self._forming: list[asyncio.Task[None]] = []  # what brings this generation's state here
+        self._parent = os.getppid()
         self._stopping = asyncio.Event()
         self._status = OK
         self._told: Counter[str] = Counter()
@@ -87,7 +94,7 @@ class Agent:
             self._start(slot)
         self._register()
         serving = (self.exchange.serve(), self.adopting.serve(), self.controller.serve())
-        for work in (*serving, self._obey(), self._report(), self._watch_parent()):
+        for work in (*serving, self._obey(), self._report()):
             self._spawn(work)
         self._spawn(self.watch.run())
         try:
@@ -157,10 +164,14 @@ class Agent:
             if self.looking.look(self.spawner.processes.values(), now) or done != self.controller.done:
                 done = self.controller.done
                 self._send_report(max(0.0, now - due))
-            refused = self.lines.refused + self.exchange.listener.refused + self.controller.refused
-            if refused != self._told and now >= tell_at:
-                self._told, tell_at = refused, now + REFUSALS_SECONDS
-                self.controller.tell(p.Refusals, dict(refused))
+            if now >= tell_at:
+                tell_at = now + REFUSALS_SECONDS
+                refused = self.lines.refused + self.exchange.listener.refused + self.controller.refused
+                if refused != self._told:
+                    self._told = refused
+                    self.controller.tell(p.Refusals, dict(refused))
+            if os.getppid() != self._parent:
+                self._stopping.set()  # PDEATHSIG does not pass through a launcher such as ssh or ip netns exec
             due = max(due + LOOK_SECONDS, now)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
@@ -172,7 +183,7 @@ class Agent:
             if card.rank >= 0 and not card.fenced:
                 unheld[process.pid] = self.exchange.unheld_seconds(card.rank)
         seen = self.looking.seen(self.spawner.processes.values(), unheld, time.monotonic())
-        self.controller.send(p.Report(self.controller.events, *self.controller.done, late, seen))
+        self.controller.send(p.Report(self.controller.events, *self.controller.done, late, pack(seen)))
 
     # -- from the controller ------------------------------------------------------------------------------------------
 
@@ -187,9 +198,10 @@ class Agent:
             self._prepare(command)
         elif isinstance(command, p.Form):
             self._form(command)
-        elif isinstance(command, p.ToSlot):
-            if (process := self._process(command.slot, command.pid)) is not None:
-                self._pass_on(process, command.message)
+        elif isinstance(command, p.ToSlots):
+            for place in command.places:
+                if (process := self._process(*place)) is not None:
+                    self._pass_on(process, command.message)
         elif isinstance(command, p.ToAll):
             for process in self.spawner.processes.values():
                 card = self._cards[process.pid]
@@ -229,6 +241,9 @@ class Agent:
         self._send_report()  # how far the old generation came
         self.generation = self.exchange.generation = prepare.generation
         self.exchange.drop_unheld()
+        for task in self._forming:
+            task.cancel()
+        self._forming.clear()
         for process in self.spawner.processes.values():
             card = self._cards[process.pid]
             card.waiting = None  # what is still being placed belongs to an older generation
@@ -242,7 +257,7 @@ class Agent:
         self.generation = self.exchange.generation = form.generation
         self.store.forget_after(form.resume_step)
         self.exchange.set_ring(form.peers)
-        self._resume_step, self._held = form.resume_step, form.held
+        self._resume_step, self.bringing.held = form.resume_step, form.held
         self._world = next((place.assign.world for place in form.places), self._world)
         placed = {place.pid for place in form.places}
         for process in self.spawner.processes.values():
@@ -259,42 +274,11 @@ class Agent:
                 assign = msgspec.structs.replace(
                     place.assign, hosts=hosts[: place.assign.world], ranks_before=form.ranks_before
                 )
-                self._spawn(self._place(chosen, msgspec.structs.replace(place, assign=assign)))
-
-    async def _bring(self, process: Process, card: Card, wanted: m.Wanted) -> None:
-        """A shard of the ranks that there were before, into the folder of a process that takes a part of it over."""
-        source, xxh3 = self._held.get(wanted.rank, ("", ""))
-        info = p.ShardInfo(wanted.rank, wanted.step, -1, xxh3)
-        try:
-            async with self._bringing.setdefault((wanted.rank, wanted.step), asyncio.Lock()):  # two ranks may want the same
-                await self.exchange.fetch(info, source)
-            if not self.store.give(info, process.folder):
-                raise OSError(f"{shard_name(info.rank, info.step)} is not held")
-        except (OSError, TimeoutError) as error:
-            reason = str(error) or f"{source} did not answer"
-            self.controller.tell(p.PlaceFailed, wanted.generation, wanted.rank, reason)
-            return
-        if card.generation == wanted.generation:
-            self.lines.send(process, m.Brought(wanted.rank, wanted.step))
-
-    async def _place(self, process: Process, place: p.Place) -> None:
-        """Brings the rank's state into the process's own folder, then assigns it."""
-        assign, card = place.assign, self._cards[process.pid]
-        if place.source:
-            info = p.ShardInfo(assign.rank, assign.resume_step, -1, place.xxh3)  # its size comes with its first piece
-            try:
-                await self.exchange.fetch(info, place.source)
-                if not self.store.give(info, process.folder):
-                    raise OSError(f"{shard_name(info.rank, info.step)} is not held")
-            except (OSError, TimeoutError) as error:
-                reason = str(error) or f"{place.source} did not answer"
-                self.controller.tell(p.PlaceFailed, assign.generation, assign.rank, reason)
-                return
-        if card.generation == assign.generation and card.waiting is not None:
-            self.spawner.to_foreground(process)
-            for message in (assign, *card.waiting):
-                self.lines.send(process, message)
-            card.waiting = None
+                self._forming.append(
+                    self._spawn(self.bringing.place(chosen, card, msgspec.structs.replace(place, assign=assign)))
+                )
+        if form.again:
+            self._forming.append(self._spawn(self.bringing.double(form, list(self._forming))))
 
     def _refused(self, refused: p.Refused) -> None:
         """This host was replaced while it could not be reached: its ranks write nothing more, and nothing is started again."""
@@ -340,7 +324,7 @@ class Agent:
             self.adopting.put(process, message)
             return
         if isinstance(message, m.Wanted):
-            self._spawn(self._bring(process, card, message))
+            self._spawn(self.bringing.wanted(process, card, message))
             return
         if isinstance(message, m.Damaged):
             self._replace_shard(message)
@@ -385,10 +369,11 @@ class Agent:
 
     # -- its own life -------------------------------------------------------------------------------------------------
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -397,19 +382,17 @@ class Agent:
             self._stopping.set()
             asyncio.get_running_loop().call_exception_handler({"message": "agent", "exception": error, "task": task})
 
-    async def _watch_parent(self) -> None:
-        """PDEATHSIG does not pass through a launcher such as ssh or ip netns exec."""
-        parent = os.getppid()
-        while os.getppid() == parent:
-            await asyncio.sleep(1.0)
-        self._stopping.set()
-
 
 def main(job: Path, host: str, keys: Path, controller: tuple[str, int], standby: tuple[str, int] | None = None) -> int:
     """`n9 guard agent`: addresses and ports of the job's controllers."""
 
     watch_first()
     keep_memory()
+    # What was imported stays. To walk all of it again every few seconds, on caches that the ranks have filled, was a fifth of
+    # what an agent cost.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
     async def work() -> int:
         controllers = {CONTROLLER: controller} | ({STANDBY: standby} if standby else {})

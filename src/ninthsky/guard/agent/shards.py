@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 import zmq.asyncio
 
+from ninthsky.guard.agent.between import Between, Get, Held, NotHeld, Piece, Put, Session, SessionOpen
 from ninthsky.guard.agent.bulk import BulkListener, BulkSender, new_session
 from ninthsky.guard.agent.store import ShardStore, pieces, shard_name
 from ninthsky.guard.keys import Keyring
-from ninthsky.guard.protocol import Between, Get, Held, NotHeld, Peer, Piece, Put, Session, SessionOpen, ShardInfo
+from ninthsky.guard.protocol import Peer, ShardInfo
 from ninthsky.guard.wire import PIECE, Caller, Listener
 
 RESEND_SECONDS = 2.0
+ANSWER_SECONDS = 5.0  # for one piece of a shard that is fetched
 
 
 class ShardExchange:
@@ -31,7 +34,7 @@ class ShardExchange:
         self.generation = 0
         self.stale_refused = 0
         self.listener: Listener[Session | Get] = Listener(context, keys, Session | Get, bind)
-        self.bulk: BulkListener[Put] = BulkListener(context, Put, bind, self.listener.refused, self.listener.authenticator)
+        self.bulk: BulkListener[Put] = BulkListener(Put, bind, self.listener.refused, self._take)
         self._context = context
         self._on_held = on_held
         self._peers: dict[str, Peer] = {}
@@ -44,10 +47,11 @@ class ShardExchange:
         self._unheld: dict[int, tuple[ShardInfo, float]] = {}  # rank -> its newest shard, and since when
         self._shipping: dict[int, asyncio.Task[None]] = {}
         self._answers: dict[tuple[int, int], asyncio.Queue[Piece]] = {}
+        self._fetching: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
 
     async def serve(self) -> None:
         """Answers other agents until cancelled."""
-        await asyncio.gather(self._serve_questions(), self._serve_copies())
+        await asyncio.gather(self._serve_questions(), self.bulk.serve())
 
     async def _serve_questions(self) -> None:
         while True:
@@ -58,10 +62,6 @@ class ShardExchange:
                 self.listener.send(sender, SessionOpen(message.id, self.bulk.port))
             else:
                 self.listener.refused["bad session"] += 1
-
-    async def _serve_copies(self) -> None:
-        while True:
-            self._take(*await self.bulk.receive())
 
     def set_ring(self, peers: list[Peer]) -> None:
         """Live hosts in ring order. Whatever is not held yet goes to the new partner."""
@@ -100,9 +100,17 @@ class ShardExchange:
         self._unheld.clear()
 
     async def fetch(self, info: ShardInfo, source: str) -> None:
-        """Brings a shard from another host into the store. Raises OSError or TimeoutError when it cannot."""
-        if self.store.find(info.rank, info.step, info.xxh3):
-            return
+        """Brings a shard from another host into the store. Raises OSError or TimeoutError when it cannot.
+
+        Who wants one that is on its way already waits for it.
+        """
+        key = (info.rank, info.step)
+        lock = self._fetching.get(key) or self._fetching.setdefault(key, asyncio.Lock())
+        async with lock:
+            if not self.store.find(info.rank, info.step, info.xxh3):
+                await self._fetch(info, source)
+
+    async def _fetch(self, info: ShardInfo, source: str) -> None:
         if source not in self._peers:
             raise OSError(f"host {source} is not among the live hosts")
         caller = self._caller(source)
@@ -111,7 +119,7 @@ class ShardExchange:
             offset, size = 0, 1
             while offset < size:
                 await caller.send_when_possible(Get(info.rank, info.step, info.xxh3, offset))
-                piece = await asyncio.wait_for(answers.get(), 5.0)
+                piece = await asyncio.wait_for(answers.get(), ANSWER_SECONDS)
                 if piece.size < 0 or (not piece.data and piece.size):
                     raise OSError(f"{source} does not hold {shard_name(info.rank, info.step)} with xxh3 {info.xxh3}")
                 size = piece.size
@@ -210,7 +218,7 @@ class ShardExchange:
             while not opened.done():
                 await caller.send_when_possible(Session(id, key))
                 await asyncio.wait({opened}, timeout=RESEND_SECONDS)
-            self._senders[host] = BulkSender(self._context, id, key, peer.address, opened.result())
+            self._senders[host] = BulkSender(id, key, peer.address, opened.result())
         finally:
             del self._opened[id], self._opening[host]
 

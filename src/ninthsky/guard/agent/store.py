@@ -13,15 +13,18 @@ import asyncio
 import mmap
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import xxhash
 
-from ninthsky.guard.protocol import Put, ShardInfo
+from ninthsky.guard.agent.between import Put
+from ninthsky.guard.protocol import ShardInfo
 from ninthsky.guard.wire import PIECE
 
 VERSIONS = 2
+MAPS = VERSIONS + 1  # files of a rank that stay mapped: the versions that are held, and the one that it writes next
 AT_ONCE = 4 << 20  # bytes that are digested in the event loop: a fraction of a millisecond
 
 
@@ -33,9 +36,11 @@ def shard_name(rank: int, step: int) -> str:
 def view_of(path: Path) -> memoryview:
     """A file's bytes, where they lie. They stay readable after the file has lost its name."""
     with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        return _mapped(file.fileno(), os.fstat(file.fileno()).st_size)
+
+
+def _mapped(descriptor: int, size: int) -> memoryview:
+    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ)) if size else memoryview(b"")
 
 
 async def digest_of(view: memoryview) -> str:
@@ -60,6 +65,8 @@ class ShardStore:
         self._views: dict[
             tuple[int, int], memoryview
         ] = {}  # of those adopted here: what is checked once is also sent from there
+        # Ranks write their shards into the same few files again and again: what is mapped stays so. By rank: (inode, bytes).
+        self._maps: dict[int, deque[tuple[int, memoryview]]] = {}
         self.incoming: dict[tuple[int, int], _Incoming] = {}
 
     def inventory(self) -> list[ShardInfo]:
@@ -79,10 +86,22 @@ class ShardStore:
             return None
         return self._views.get((info.rank, info.step)) or view_of(path)
 
+    def view_file(self, path: Path, rank: int) -> memoryview:
+        """The bytes of a file of a rank, mapped anew only where it is another file than its last ones. Raises OSError."""
+        known = self._maps.setdefault(rank, deque(maxlen=MAPS))
+        with path.open("rb") as file:
+            state = os.fstat(file.fileno())
+            for inode, view in known:  # a file that is mapped keeps its number
+                if (inode, len(view)) == (state.st_ino, state.st_size):
+                    return view
+            view = _mapped(file.fileno(), state.st_size)
+        known.append((state.st_ino, view))
+        return view
+
     def adopt(self, path: Path, info: ShardInfo) -> str:
         """Takes a finished file in, after checking it. Returns why not, or nothing."""
         try:
-            view = view_of(path)
+            view = self.view_file(path, info.rank)
             return self.take(path, view, xxhash.xxh3_64_hexdigest(view), info)
         except OSError as error:
             return f"cannot be read: {error}"
@@ -156,6 +175,7 @@ class ShardStore:
 
     def forget_after(self, step: int) -> None:
         """Drops what a new generation will do again: its steps may be decided otherwise (a skipped step, say)."""
+        self._maps.clear()
         for key in [key for key in self._held if key[1] > step]:
             self._drop(key)
 

@@ -24,6 +24,7 @@ from ninthsky.guard.judges.hang import judge_frozen, judge_hang
 from ninthsky.guard.judges.host import judge_host
 from ninthsky.guard.judges.slow import judge_slow
 from ninthsky.guard.probe import messages as m
+from ninthsky.guard.seen import Seen, pack
 from ninthsky.guard.spec import JobSpec
 
 BROKEN_SECONDS = 1.5  # a broken collective without an exit or a hang by then: the groups are rebuilt as they were
@@ -59,6 +60,7 @@ class Conductor:
         self._silence = Silence(self.state, self._remedies, self._regroup)
         self._early_exits: Counter[str] = Counter()
         self._steps_judged = (0, 0)
+        self._answers: dict[m.Decide, list[Proc]] = {}
         self._ticking = False
         self._judge_at = 0.0
         self._peace_until = 0.0
@@ -95,9 +97,10 @@ class Conductor:
             for event in message.events if isinstance(message, p.Several) else [message]:
                 if not known.registered or event.event != known.events + 1:
                     self._ask(host)  # something was lost: the whole state will come, and this event in it
-                    return
+                    break
                 known.events = event.event
                 self._happened(host, event)
+            self._send_answers()
             self._advance()
 
     def _refuse(self, host: str) -> None:
@@ -133,6 +136,7 @@ class Conductor:
             for process in register.processes:
                 for message in process.last:
                     self._from_rank(roster.process(host, process.slot, process.pid), message)
+            self._send_answers()
             self._regroup.prepare_if_missing(host)
         self._advance()
 
@@ -148,6 +152,8 @@ class Conductor:
             self._regroup.inventory(host, event)
         elif isinstance(event, p.PlaceFailed):
             self._regroup.place_failed(host, event)
+        elif isinstance(event, p.Doubled):
+            self._regroup.doubled(host, event)
         elif isinstance(event, p.Notes):
             self._troubles.heard(host, event)
         elif isinstance(event, p.Tested):
@@ -174,9 +180,9 @@ class Conductor:
         elif isinstance(message, m.Broken) and state.stage in {"run", "form"}:
             state.broken.setdefault(rank, (state.clock(), message.error))
         elif isinstance(message, m.Bad):
-            self._remedies.bad(proc, message)
+            self._answer(proc, self._remedies.bad(message))
         elif isinstance(message, m.Corrupt):
-            self._remedies.corrupt(proc, message)
+            self._answer(proc, self._remedies.corrupt(message))
         elif isinstance(message, m.Anomaly):
             self._troubles.anomaly(message)
         elif isinstance(message, m.Halt):
@@ -186,10 +192,20 @@ class Conductor:
             state.commit(message.step)
             self._remedies.close_repaired(message.step)
         elif isinstance(message, m.MayCommit):
-            state.to_rank(proc, m.Permit(message.step, state.permit(message.step)))
+            state.to_ranks([proc], m.Permit(message.step, state.permit(message.step)))
         elif isinstance(message, m.Finished):
             state.results[rank] = message.result
             state.journal.write("finished", rank=rank, result=message.result)
+
+    def _answer(self, proc: Proc, answer: m.Decide | None) -> None:
+        if answer is not None:
+            self._answers.setdefault(answer, []).append(proc)
+
+    def _send_answers(self) -> None:
+        """Of what ranks of one host asked together: they get one message."""
+        answers, self._answers = self._answers, {}
+        for answer, procs in answers.items():
+            self.state.to_ranks(procs, answer)
 
     def _exited(self, host: str, exited: p.Exited) -> None:
         state = self.state
@@ -198,7 +214,8 @@ class Conductor:
             return
         rank = state.roster.rank_of(proc)
         if exited.record:
-            state.fleet.report(host, [p.Seen(exited.slot, exited.pid, exited.record, 0.0, "X", 0.0, 0.0)], state.clock())
+            last = pack([Seen(exited.slot, exited.pid, exited.record, 0.0, "X", 0.0, 0.0)])
+            state.fleet.report(host, last, state.clock())
         status = status_name(exited.status)
         state.tell("process.ended", host=host, slot=exited.slot, pid=exited.pid, status=status, rank=rank, replaced=proc.out)
         if state.over or proc.out:
@@ -235,7 +252,7 @@ class Conductor:
             if not self._at_peace():
                 self._judge()
         self._silence.tick()
-        if self.state.stage == "run" and self.state.broken:
+        if self.state.stage in {"run", "form"} and self.state.broken:
             self._judge_broken()
         elif self.state.stage == "run":
             self._regroup.grow()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ninthsky.guard.judges.verdict import Limits
 from ninthsky.guard.probe.record import GROUPS, SIZE
-from ninthsky.guard.protocol import Seen
+from ninthsky.guard.seen import ROW
 
 MOVING_SECONDS = 1.0  # since any rank got on: no judge of hangs speaks earlier
 STEPS = 64  # steps of which times are kept
@@ -34,14 +35,31 @@ RECORD_TYPE = np.dtype(
         ("data", "<f4"),
         ("loss", "<f4"),
         ("grad_norm", "<f4"),
-        ("digest", "<u8"),
+        ("moved", "<f8"),
         ("heartbeat", "<f8"),
         ("groups", GROUP_TYPE, (GROUPS,)),
     ]
 )
 assert RECORD_TYPE.itemsize == SIZE
+ROW_TYPE = np.dtype(  # of seen.py
+    [
+        ("record", RECORD_TYPE),
+        ("age", "<f8"),
+        ("cpu", "<f8"),
+        ("unheld", "<f8"),
+        ("still", "<f8"),
+        ("slot", "<i4"),
+        ("pid", "<i4"),
+        ("whole", "?"),
+        ("state", "u1"),
+        ("", "V6"),
+    ]
+)
+assert ROW_TYPE.itemsize == ROW.size
+_WORDS = SIZE // 8  # of a record, in a row
 
 Floats = NDArray[np.float64]
+Times = NDArray[np.floating[Any]]  # of steps: 32 bits wide in reports, and kept so
 Ints = NDArray[np.int64]
 
 
@@ -70,11 +88,11 @@ class Window:
     quiet: Floats  # since the rank's step, phase or a collective's count last changed
     host_silence: dict[str, float]  # since the last report of each host that has ranks
     host_late: dict[str, float]  # how late that host's agent itself was
-    local_wall: Floats
-    local_cpu: Floats
+    local_wall: Times
+    local_cpu: Times
     steps_seen: int  # the fewest steps seen of any rank in this generation
     longest_gap: float
-    data: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # as local_wall: loading
+    data: Times = field(default_factory=lambda: np.empty((0, 0), np.float32))  # as local_wall: loading
 
     @property
     def ranks(self) -> int:
@@ -104,32 +122,34 @@ class Fleet:
         self._hosts = tuple(host for host, _, _ in places)
         self._host_names = sorted(set(self._hosts))
         self._cards = tuple(slot for _, slot, _ in places)
-        self._rank_of = {(host, pid): rank for rank, (host, _, pid) in enumerate(places)}
+        self._number_of = {host: number for number, host in enumerate(self._host_names)}
+        keys = _keys(np.array([self._number_of[host] for host in self._hosts]), np.array([pid for _, _, pid in places]))
+        self._sorted = np.argsort(keys, kind="stable")  # ranks by host and process
+        self._keys = keys[self._sorted]
         self._record = np.zeros(w, RECORD_TYPE)
+        self._position = np.zeros((w, 5), np.int64)  # of that record
         self._known = np.zeros(w, bool)
         self._age = np.zeros(w)
         self._seen_at = np.full(w, now)
         self._cpu = np.zeros(w)
         self._cpu_at_beat = np.zeros(w)
         self._cpu_at_move = np.zeros(w)
-        self._state = np.full(w, "R", "<U1")
+        self._state = np.full(w, ord("R"), np.uint8)
         self._unheld = np.zeros(w)
         self._moved_at = np.full(w, now)
-        self._wall_ring = np.full((w, STEPS), np.nan)
-        self._cpu_ring = np.full((w, STEPS), np.nan)
-        self._data_ring = np.full((w, STEPS), np.nan, np.float32)
-        self._count = np.zeros(w, np.int64)
-        self._times: tuple[int, Floats, Floats, NDArray[np.float32]] | None = None  # steps seen, the rings as they were
+        self._rings = {name: np.full((w, STEPS), np.nan, np.float32) for name in ("local_wall", "local_cpu", "data")}
+        self._count = np.zeros(w, np.int64)  # steps seen; the next one's times go to column count % STEPS
+        self._times: tuple[int, dict[str, Times]] | None = None  # steps seen, the rings in order as they were
         self._any_moved_at = now
         self._gap = 0.0  # longest of the step under way
         self._gaps: deque[float] = deque(maxlen=STEPS)
         self._newest = -1
         self._last_report: dict[str, float] = dict.fromkeys(self._host_names, now)
         self._late: dict[str, float] = {}
-        self._pending: dict[str, tuple[float, list[Seen]]] = {}  # by host, in the order they came
+        self._pending: dict[str, tuple[float, bytes]] = {}  # by host, in the order they came
 
-    def report(self, host: str, processes: list[Seen], now: float, late: float = 0.0) -> None:
-        """Takes in what a host reports of its processes."""
+    def report(self, host: str, processes: bytes, now: float, late: float = 0.0) -> None:
+        """Takes in what a host reports of its processes: rows of seen.py."""
         if host in self._pending:
             self._take_in()
         self._last_report[host] = now
@@ -139,52 +159,55 @@ class Fleet:
     def _take_in(self) -> None:
         """All reports that wait, at most one of a host."""
         pending, self._pending = self._pending, {}
-        find = self._rank_of.get
-        found = [
-            (rank, now, seen)
-            for host, (now, processes) in pending.items()
-            for seen in processes
-            if (rank := find((host, seen.pid))) is not None
-        ]
-        if not found:
+        known = [(self._number_of[host], *report) for host, report in pending.items() if host in self._number_of]
+        rows = np.frombuffer(b"".join([processes for _, _, processes in known]), ROW_TYPE)
+        if not len(rows):
             return
-        ranks = np.array([rank for rank, _, _ in found])
-        at = np.array([now for _, now, _ in found])
-        cpu = np.array([seen.cpu for _, _, seen in found])
-        self._state[ranks] = [seen.state for _, _, seen in found]
-        self._unheld[ranks] = [seen.unheld for _, _, seen in found]
-        whole = [seen for _, _, seen in found if len(seen.record) == SIZE]
-        if whole:
-            kept = slice(None) if len(whole) == len(found) else [len(seen.record) == SIZE for _, _, seen in found]
-            record = np.frombuffer(b"".join([seen.record for seen in whole]), RECORD_TYPE)
-            age = np.array([seen.age for seen in whole])
-            still = np.array([seen.still for seen in whole])
-            self._update(ranks[kept], record, np.maximum(age, 0.0), cpu[kept], at[kept] - np.maximum(still, 0.0))
+        each = [len(processes) // ROW.size for _, _, processes in known]
+        keys = _keys(np.repeat([number for number, _, _ in known], each), rows["pid"])
+        at = np.repeat([now for _, now, _ in known], each)
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        mine = self._keys[place] == keys
+        ranks = self._sorted[place]
+        if not mine.all():
+            rows, at, ranks = _pick(rows, mine), at[mine], ranks[mine]
+        cpu = rows["cpu"].astype(np.float64)
+        self._state[ranks] = rows["state"]
+        self._unheld[ranks] = rows["unheld"]
+        whole = rows["whole"]
+        if whole.all():
+            self._update(ranks, rows, cpu, at)
+        else:
+            self._update(ranks[whole], _pick(rows, whole), cpu[whole], at[whole])
         self._cpu[ranks] = cpu
         self._seen_at[ranks] = at
 
-    def _update(self, ranks: Ints, record: NDArray[np.void], age: Floats, cpu: Floats, at: Floats) -> None:
-        """`at`: when its agent last saw each of them move."""
-        before = self._record[ranks]
-        beat = record["heartbeat"] != before["heartbeat"]
+    def _update(self, ranks: Ints, rows: NDArray[np.void], cpu: Floats, seen_at: Floats) -> None:
+        """`seen_at`: when its report came."""
+        record = rows["record"]
+        beat = record["heartbeat"] != self._record["heartbeat"][ranks]
         self._cpu_at_beat[ranks[beat]] = cpu[beat]
-        self._age[ranks] = age
+        self._age[ranks] = np.maximum(rows["age"], 0.0)
         mine = record["generation"] == self.generation
         if not mine.all():
             self._record["heartbeat"][ranks[~mine]] = record["heartbeat"][~mine]
-            ranks, record, before, cpu, at = ranks[mine], record[mine], before[mine], cpu[mine], at[mine]
-        moved = (_position(record) != _position(before)).any(axis=1)
+            ranks, rows, cpu, seen_at = ranks[mine], _pick(rows, mine), cpu[mine], seen_at[mine]
+            record = rows["record"]
+        position = _position(record)
+        moved = (position != self._position[ranks]).any(axis=1)
+        at = seen_at - np.maximum(rows["still"], 0.0)  # when its agent last saw it move
         self._moved_at[ranks[moved]] = at[moved]
         self._cpu_at_move[ranks[moved]] = cpu[moved]
         self._note_gaps(at[moved], record["step"][moved])
-        finished = ranks[self._known[ranks] & (record["step"] > before["step"])]
-        self._record[ranks] = record
+        done = self._known[ranks] & (record["step"] > self._record["step"][ranks])
+        _words(self._record)[ranks] = _words(rows)[:, :_WORDS]
+        self._position[ranks] = position
         self._known[ranks] = True
+        finished = ranks[done]
         if len(finished):
-            newest = self._record[finished]
-            for ring, name in ((self._wall_ring, "local_wall"), (self._cpu_ring, "local_cpu"), (self._data_ring, "data")):
-                ring[finished, :-1] = ring[finished, 1:]
-                ring[finished, -1] = newest[name]
+            column = self._count[finished] % STEPS
+            for name, ring in self._rings.items():
+                ring[finished, column] = record[name][done]
             self._count[finished] += 1
 
     def _note_gaps(self, at: Floats, step: NDArray[np.int32]) -> None:
@@ -231,29 +254,51 @@ class Fleet:
         self._take_in()
         steps_seen = int(self._count.min())
         if self._times is None or self._times[0] != steps_seen:
-            self._times = (steps_seen, self._wall_ring.copy(), self._cpu_ring.copy(), self._data_ring.copy())
+            self._times = (steps_seen, {name: _in_order(ring, self._count % STEPS) for name, ring in self._rings.items()})
         silence = {host: now - self._last_report[host] for host in self._host_names}
         return Window(
             now=now,
             generation=self.generation,
             hosts=self._hosts,
             cards=self._cards,
-            record=self._record.copy(),
+            record=_words(self._record).copy().view(RECORD_TYPE).ravel(),
             known=self._known.copy(),
             heartbeat_age=self._age + (now - self._seen_at),
             stale_cpu=self._cpu - self._cpu_at_beat,
             busy_cpu=self._cpu - self._cpu_at_move,
-            state=self._state.copy(),
+            state=self._state.astype(np.uint32).view("<U1"),
             unheld=self._unheld.copy(),
             quiet=now - self._moved_at,
             host_silence=silence,
             host_late={host: self._late.get(host, 0.0) for host in self._host_names},
-            local_wall=self._times[1],
-            local_cpu=self._times[2],
+            local_wall=self._times[1]["local_wall"],
+            local_cpu=self._times[1]["local_cpu"],
             steps_seen=steps_seen,
             longest_gap=sorted(self._gaps)[-2] if len(self._gaps) > 1 else 0.0,
-            data=self._times[3],
+            data=self._times[1]["data"],
         )
+
+
+def _keys(hosts: Ints, pids: NDArray[Any]) -> Ints:
+    return (hosts.astype(np.int64) << 32) | pids.astype(np.int64)
+
+
+def _words(records: NDArray[np.void]) -> NDArray[np.uint64]:
+    """The same memory as words of eight bytes: numpy copies records field by field, which takes ten times as long."""
+    return records.view(np.uint64).reshape(len(records), records.itemsize // 8)
+
+
+def _pick(rows: NDArray[np.void], which: NDArray[np.bool_]) -> NDArray[np.void]:
+    return _words(rows)[which].view(ROW_TYPE).ravel()
+
+
+def _in_order(ring: Times, first: Ints) -> Times:
+    """Rows turned so that each begins with its column `first`: the oldest step."""
+    turned = np.empty_like(ring)
+    for column in np.unique(first).tolist():  # few: all ranks finish a step at about the same time
+        rows = slice(None) if (first == column).all() else np.flatnonzero(first == column)
+        turned[rows, : STEPS - column], turned[rows, STEPS - column :] = ring[rows, column:], ring[rows, :column]
+    return turned
 
 
 def _position(record: NDArray[np.void]) -> Ints:

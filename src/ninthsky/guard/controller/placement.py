@@ -50,6 +50,30 @@ def sources(inventories: dict[str, list[ShardInfo]], step: int, hosts: list[str]
     return found if step >= 0 else {}
 
 
+def second_copies(
+    inventories: dict[str, list[ShardInfo]], step: int, brought: dict[int, tuple[str, str]], hosts: list[str], ring: list[str]
+) -> dict[str, dict[int, tuple[str, str]]]:
+    """What each host is to fetch besides, for every shard of `step` to lie on two hosts: host -> rank -> (source, xxh3).
+
+    `brought` as `sources` gave it. `hosts`: where a rank's shard is brought to in any case; `ring`: live hosts in order, of
+    which the one after the only holder takes the copy. Nothing where the ring has one host.
+    """
+    holders: dict[int, set[str]] = {rank: {source} for rank, (source, _) in brought.items()}
+    for rank, host in enumerate(hosts):
+        if rank in holders:
+            holders[rank].add(host)
+    for host in ring:
+        for shard in inventories.get(host, []):
+            if shard.step == step and brought.get(shard.rank, ("", ""))[1] == shard.xxh3:
+                holders[shard.rank].add(host)
+    after = dict(zip(ring, [*ring[1:], *ring[:1]], strict=True))
+    wanted: dict[str, dict[int, tuple[str, str]]] = {}
+    for rank, (source, xxh3) in sorted(brought.items()):
+        if len(holders[rank]) == 1 and after[source] != source:
+            wanted.setdefault(after[source], {})[rank] = (source, xxh3)
+    return wanted
+
+
 def place(before: list[Card], homes: list[str], candidates: list[Card], failures: Mapping[str, int]) -> list[Card]:
     """A card for each rank. Who lives stays; the others get a spare of the same host, else of the host with most spares.
 

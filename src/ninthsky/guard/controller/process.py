@@ -28,7 +28,7 @@ from ninthsky.guard.controller.outbox import Outbox
 from ninthsky.guard.controller.outward import Outward
 from ninthsky.guard.keys import CONTROLLER, STANDBY, Keyring, load_keys
 from ninthsky.guard.spec import JobSpec, load_spec
-from ninthsky.guard.wire import Caller, Listener
+from ninthsky.guard.wire import Caller, Listener, spare_memory
 from ninthsky.run.folder import append_line, read_json, write_json
 
 TICK_SECONDS = 0.1
@@ -280,8 +280,8 @@ def main(
     alone: bool = False,
 ) -> int:
     """`n9 guard controller`. Port 0: the port of an earlier start, read from the job's folder, or any free one."""
-
     watch_first()
+    spare_memory()
     # Of 18,432 ranks there are a million objects and hardly a cycle among them: to look for those costs more than to judge.
     gc.set_threshold(GARBAGE, 50, 100)
 

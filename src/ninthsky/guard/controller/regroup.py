@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ninthsky.guard import protocol as p
-from ninthsky.guard.controller.placement import Card, choose_resume_step, crowd, place, sources
+from ninthsky.guard.controller.placement import Card, choose_resume_step, crowd, place, second_copies, sources
 from ninthsky.guard.controller.roster import Proc
 from ninthsky.guard.controller.state import JobState
 from ninthsky.guard.controller.worlds import largest
@@ -23,6 +23,7 @@ class Regroup:
         self._joined: dict[int, int] = {}  # rank -> the step that it is about to do
         self._reached = -1  # how far training had come when it was broken off
         self._why_back = ""  # why no newer step than the one that was chosen
+        self._single: set[str] = set()  # hosts that are fetching second copies of this generation's state
 
     # -- its steps ----------------------------------------------------------------------------------------------------
 
@@ -72,6 +73,17 @@ class Regroup:
     def place_failed(self, host: str, failed: p.PlaceFailed) -> None:
         if self._state.stage == "form" and failed.generation == self._state.generation:
             self.begin(f"rank {failed.rank}'s state could not be brought to {host}: {failed.reason}")
+
+    def doubled(self, host: str, doubled: p.Doubled) -> None:
+        """A host has fetched what was held once only: from now on no one host's loss costs the state."""
+        state = self._state
+        if host not in self._single or doubled.generation != state.generation:
+            return
+        self._single.discard(host)
+        if doubled.missing and state.committed <= state.resume_step:
+            state.tell("state.single", host=host, step=state.resume_step, ranks=doubled.missing, reason=doubled.reason)
+        elif not self._single:
+            state.tell("state.double", generation=state.generation, step=state.resume_step)
 
     def store_serving(self, proc: Proc, serving: m.StoreServing) -> None:
         """Tells every rank where this generation's store is."""
@@ -126,6 +138,8 @@ class Regroup:
     def _settle(self) -> None:
         """Every inventory is here: the step to go on from is known."""
         state = self._state
+        live = set(state.roster.live())  # a host may have been lost after it had told
+        self._inventories = {host: shards for host, shards in self._inventories.items() if host in live}
         state.resume_step = choose_resume_step(self._inventories, state.worlds, state.verified)
         self._why_back = "what came after it is not trusted"
         if state.verified is None or state.resume_step < state.verified:
@@ -189,6 +203,8 @@ class Regroup:
         held = {rank: brought[rank] for rank in range(did)} if brought and did != world else {}
         server = min(changed, default=0)  # a newly placed process is idle and answers at once; survivors still let go
         by_host: dict[str, list[p.Place]] = {host: [] for host in roster.live()}
+        copies = second_copies(self._inventories, state.resume_step, brought, [] if held else hosts, list(by_host))
+        self._single = set(copies)
         addresses = {host.name: host.address for host in spec.hosts}
         for rank, proc in enumerate(roster.places):
             bind = addresses[proc.host]
@@ -201,9 +217,10 @@ class Regroup:
         for host, following in zip(by_host, [*list(by_host)[1:], *list(by_host)[:1]], strict=True):
             places = by_host[host]
             near = dict.fromkeys([host, following, *(place.source for place in places if place.source)])
-            near |= dict.fromkeys(source for source, _ in held.values())
+            again = copies.get(host, {})
+            near |= dict.fromkeys(source for source, _ in [*held.values(), *again.values()])
             peers = [p.Peer(name, roster.hosts[name].address, roster.hosts[name].port) for name in near]
-            state.send(host, p.Form(state.generation, state.resume_step, places, peers, away, changed, held))
+            state.send(host, p.Form(state.generation, state.resume_step, places, peers, away, changed, held, again))
         self._note_places(changed)
         state.fleet.begin(state.generation, roster.table(), state.clock())
         state.enter("form")

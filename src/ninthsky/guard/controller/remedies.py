@@ -120,22 +120,21 @@ class Remedies:
         room = largest(state.spec.world, state.spec.worlds, cards)
         return Means(state.world, room, roster.spares(), state.saved)
 
-    def bad(self, proc: Proc, bad: m.Bad) -> None:
-        """Every rank reports the same vote and gets the same answer; the first report decides."""
+    def bad(self, bad: m.Bad) -> m.Decide | None:
+        """Every rank reports the same vote and gets the same answer; the first report decides. None where there is no answer:
+        a new generation begins, or the job has ended."""
         step = self._bad_steps.setdefault(bad.step, BadStep(bad.step))
         key = (self._state.generation, bad.attempt)
         if key not in step.answers:
             self._decide(step, bad)
-        if key in step.answers:
-            self._state.to_rank(proc, step.answers[key])
+        return step.answers.get(key)
 
-    def corrupt(self, proc: Proc, told: m.Corrupt) -> None:
+    def corrupt(self, told: m.Corrupt) -> m.Decide | None:
         """As `bad`: numbers that are wrong and finite."""
         key = (self._state.generation, told.step, told.attempt)
         if key not in self._corruption.faults:
             self._wrong(told, key)
-        if key in self._corruption.answers:
-            self._state.to_rank(proc, self._corruption.answers[key])
+        return self._corruption.answers.get(key)
 
     def approve(self, id: str, named: float | None, who: str) -> bool:
         """A person allows what was advised for a fault. False where nothing waits for it, or its card moved."""

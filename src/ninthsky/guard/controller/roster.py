@@ -8,7 +8,7 @@ from ninthsky.guard.controller.placement import Card
 from ninthsky.guard.spec import JobSpec
 
 
-@dataclass
+@dataclass(slots=True)
 class Host:
     """An agent as the controller knows it. `events`: number of its last event; `heard`, `asked`: controller's clock."""
 
@@ -20,7 +20,7 @@ class Host:
     asked: float = 0.0
 
 
-@dataclass
+@dataclass(slots=True)
 class Proc:
     """A process in a card slot. `out`: it was replaced, and never counts again."""
 
@@ -99,10 +99,11 @@ class Roster:
 
     def candidates(self) -> list[Card]:
         """Cards with a ready process that may hold a rank."""
+        barred = self.kept_out | self.suspected
         return [
             Card(proc.host, proc.slot, proc.pid)
             for proc in self.processes.values()
-            if proc.ready and not proc.out and proc.card not in self.kept_out | self.suspected and proc.host not in self.lost
+            if proc.ready and not proc.out and proc.host not in self.lost and not (barred and proc.card in barred)
         ]
 
     def spares(self) -> int:

@@ -11,6 +11,7 @@ from ninthsky.guard.judges import Verdict
 from ninthsky.guard.judges.host import maybe_deaf
 
 ALL_FACTOR = 5.0  # of `host_seconds`, after which it is told that no host at all reports
+UNHEARD_FACTOR = 2.0  # likewise, after which a silent host for which nobody waits is told: by then a lost one is a fault
 DOUBTFUL = 1.0  # seconds without a report, or four of its periods: then the judge of hosts is waited for
 
 
@@ -20,6 +21,7 @@ class Silence:
     def __init__(self, state: JobState, remedies: Remedies, regroup: Regroup) -> None:
         self._state, self._remedies, self._regroup = state, remedies, regroup
         self._alone: Fault | None = None
+        self._unheard: set[str] = set()
         self._next = 0.0
 
     @property
@@ -40,12 +42,27 @@ class Silence:
         deaf = maybe_deaf(len(silent), len(silence), longest, state.watch.host_seconds)
         if state.stage in {"collect", "wait"} and not deaf and silent and len(silent) < len(silence):
             self._lose(silent, longest)
+        if state.stage == "run" and not deaf and len(silent) < len(silence):
+            self._tell_unheard(silence)
         if state.stage in {"collect", "wait", "form", "run"}:
             self._tell_if_alone(min(silence.values(), default=0.0))
 
     def _of_all(self) -> dict[str, float]:
         now, hosts = self._state.clock(), self._state.roster.hosts
         return {host: now - hosts[host].heard for host in self._state.roster.live()}
+
+    def _tell_unheard(self, silence: dict[str, float]) -> None:
+        """Its ranks train on, or others would wait for them: its agent, or its line to here. Nobody is moved for that."""
+        state = self._state
+        limit = UNHEARD_FACTOR * state.watch.host_seconds
+        for host, seconds in silence.items():
+            if seconds > limit and host not in self._unheard:
+                self._unheard.add(host)
+                reason = "training goes on with its ranks: look at its agent, and at the network between it and the controller"
+                state.tell("host.unheard", host=host, seconds=round(seconds, 1), reason=reason)
+            elif seconds < state.watch.host_seconds and host in self._unheard:
+                self._unheard.discard(host)
+                state.tell("host.heard", host=host)
 
     def _lose(self, hosts: list[str], longest: float) -> None:
         state = self._state

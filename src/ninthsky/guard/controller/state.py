@@ -14,7 +14,7 @@ It knows no sockets: commands go out through `send`, events through `tell`; time
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -85,8 +85,13 @@ class JobState:
     def enter(self, stage: Stage) -> None:
         self.stage, self.since = stage, self.clock()
 
-    def to_rank(self, proc: Proc, message: m.ToRank) -> None:
-        self.send(proc.host, p.ToSlot(proc.slot, proc.pid, message))
+    def to_ranks(self, procs: Iterable[Proc], message: m.ToRank) -> None:
+        """To these processes: one message for each host."""
+        places: dict[str, list[tuple[int, int]]] = {}
+        for proc in procs:
+            places.setdefault(proc.host, []).append((proc.slot, proc.pid))
+        for host, of_host in places.items():
+            self.send(host, p.ToSlots(of_host, message))
 
     def to_all_ranks(self, message: m.ToRank) -> None:
         """To whoever holds a rank: one message for each host."""
@@ -150,7 +155,6 @@ class JobState:
         self._dissolve(reason)
 
     def _dissolve(self, reason: str) -> None:
-        for proc in self.roster.processes.values():
-            self.to_rank(proc, m.Stop())
+        self.to_ranks(self.roster.processes.values(), m.Stop())
         for host in self.roster.live():
             self.send(host, p.Shutdown(reason))

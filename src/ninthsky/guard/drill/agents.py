@@ -17,6 +17,7 @@ import numpy as np
 
 from ninthsky.guard import protocol as p
 from ninthsky.guard.controller.conductor import Conductor
+from ninthsky.guard.controller.fleet import ROW_TYPE
 from ninthsky.guard.drill.simulator import PER_HOST, SimulatedFleet
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.spec import HostSpec, JobSpec
@@ -158,7 +159,7 @@ class Agents:
             self._tell(agent, lambda n: p.Inventory(n, command.generation, self._inventory(agent)))
         elif isinstance(command, p.Form):
             self._form(agent, command)
-        elif isinstance(command, p.ToSlot):
+        elif isinstance(command, p.ToSlots):
             if isinstance(command.message, m.Decide):
                 action = command.message.action
                 self.fleet.decide(action, self.clock())
@@ -307,23 +308,20 @@ class Agents:
         slots = np.arange(fleet.slots)
         processes = (np.array(hosts)[:, None] * fleet.slots + slots).ravel()
         processes = processes[fleet.alive[processes]]
-        raw = fleet.records(processes, now).tobytes()
-        size = len(raw) // max(len(processes), 1)
-        ages = (now - fleet.last_beat(processes, now)).tolist()
-        rows = zip(
-            fleet.host[processes].tolist(), fleet.slot[processes].tolist(), fleet.pid[processes].tolist(), ages,
-            fleet.letters(processes, now), fleet.cpu_seconds(processes, now).tolist(), fleet.still(processes, now).tolist(),
-            strict=True,
-        )  # fmt: skip
-        seen: dict[int, list[p.Seen]] = {host: [] for host in hosts}
-        for at, (host, slot, pid, age, letter, cpu, still) in enumerate(rows):
-            seen[host].append(p.Seen(slot, pid, raw[at * size : (at + 1) * size], age, letter, cpu, 0.0, still))
-        for host in hosts:
+        rows = np.zeros(len(processes), ROW_TYPE)
+        rows["record"], rows["whole"] = fleet.records(processes, now), True
+        rows["age"], rows["cpu"] = now - fleet.last_beat(processes, now), fleet.cpu_seconds(processes, now)
+        rows["still"], rows["slot"], rows["pid"] = fleet.still(processes, now), fleet.slot[processes], fleet.pid[processes]
+        rows["state"] = [ord(letter) for letter in fleet.letters(processes, now)]
+        raw = rows.tobytes()
+        counts = np.bincount(fleet.host[processes], minlength=fleet.hosts)[hosts] * ROW_TYPE.itemsize
+        ends = np.cumsum(counts)
+        for host, begin, end in zip(hosts, (ends - counts).tolist(), ends.tolist(), strict=True):
             agent = self.agents[host]
             if not agent.refused:
                 self._send_gathered(agent)
                 late = fleet.late(host, now)
-                self._post(agent, p.Report(agent.events, agent.controller, agent.command, late, seen[host]))
+                self._post(agent, p.Report(agent.events, agent.controller, agent.command, late, raw[begin:end]))
 
     def _post(self, agent: Agent, message: p.ToController) -> None:
         fleet, now = self.fleet, self.clock()

@@ -278,9 +278,14 @@ class Drill(ABC):
             else:
                 nobody = fault.blame == "nobody"
                 wanted: Subject | None = None if nobody else subject
-                right = next((told for told in rest if told.cause == fault.expect and told.subject == wanted), None)
+                alike = [told for told in rest if told.cause == fault.expect]
+                right = next((told for told in alike if told.subject == wanted), None)
                 if right is not None:
                     rest.remove(right)
+                elif isinstance(wanted, frozenset):  # racks that went together may be named as one
+                    whole = (told for told in alike if isinstance(told.subject, frozenset))
+                    right = next((told for told in whole if wanted <= told.subject <= hosts), None)  # type: ignore[operator]
+                if right is not None:
                     outcome.result, outcome.seconds = "exact", right.at - begin
                 elif any(told.subject is not None for told in rest):
                     outcome.result = "wrong"

@@ -25,7 +25,7 @@ import xxhash
 
 from ninthsky.guard.probe import messages as m
 from ninthsky.guard.probe.line import Interrupted, Line
-from ninthsky.guard.probe.record import NONFINITE, Phase, RecordWriter, group_id
+from ninthsky.guard.probe.record import BEAT_SECONDS, NONFINITE, Phase, RecordWriter, group_id
 
 WIDTH = 240  # numbers of state, over all ranks
 SAMPLES = 12  # of a step, over all ranks
@@ -331,7 +331,7 @@ class Rank:
     def _beat(self) -> None:
         while True:
             self.record.heartbeat()
-            time.sleep(0.1)
+            time.sleep(BEAT_SECONDS)
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ from ninthsky.errors import UserError
 from ninthsky.guard import protocol as p
 from ninthsky.guard.drill.agents import Agent, Agents
 from ninthsky.guard.drill.simulator import SimulatedFleet
-from ninthsky.guard.keys import CONTROLLER, Keyring
+from ninthsky.guard.keys import CONTROLLER, keep_own, keep_public
 from ninthsky.guard.spec import JobSpec
 
 FILES_BESIDE = 200  # descriptors of this process that are no agent's
+AT_ONCE, BETWEEN_SECONDS = 32, 0.05  # connections that are begun, and until the next ones
 FILES_PER_AGENT = 2  # its connection, and the one that tells of what came
 
 _decoder = msgspec.msgpack.Decoder(p.Numbered)
@@ -32,12 +33,8 @@ def make_keys(folder: Path, hosts: list[str]) -> tuple[Path, str, dict[str, tupl
     """The controller's key file, its public key, and the agents' pairs, which stay in memory."""
     own = zmq.curve_keypair()
     pairs = {host: zmq.curve_keypair() for host in hosts}
-    public = {CONTROLLER: own[0].decode()} | {host: pair[0].decode() for host, pair in pairs.items()}
-    folder.mkdir(parents=True, mode=0o700)
-    path = folder / f"{CONTROLLER}.json"
-    path.touch(0o600)
-    path.write_bytes(msgspec.json.encode(Keyring(CONTROLLER, own[1].decode(), public)))
-    return path, own[0].decode(), pairs
+    keep_public(folder, {CONTROLLER: own[0].decode()} | {host: pair[0].decode() for host, pair in pairs.items()})
+    return keep_own(folder, CONTROLLER, own[1].decode()), own[0].decode(), pairs
 
 
 def room_for(agents: int) -> None:
@@ -64,7 +61,10 @@ class WiredAgents(Agents):
         self.dropped = 0  # messages for which there was no connection, or no room
 
     def connect(self, server: str, pairs: dict[str, tuple[bytes, bytes]], address: str, port: int) -> None:
-        for agent in self.agents:
+        """Some at a time: real ones start on machines of their own, not all in one moment on this one."""
+        for number, agent in enumerate(self.agents):
+            if number % AT_ONCE == AT_ONCE - 1:
+                time.sleep(BETWEEN_SECONDS)
             public, secret = pairs[agent.name]
             socket = self._context.socket(zmq.DEALER)
             socket.curve_serverkey = server.encode()

@@ -82,7 +82,7 @@ class AdoptedWork(GuardWork):
         probe.begun(group, number, inner)
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        wall, cpu = time.perf_counter(), time.thread_time()
+        wall, cpu = self._probe.clock(), time.thread_time()
         try:
             done = self._inner.wait(timeout)
         except RuntimeError as error:

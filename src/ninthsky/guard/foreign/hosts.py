@@ -21,6 +21,7 @@ from ninthsky.guard.foreign.ends import PATIENCE
 from ninthsky.guard.foreign.messages import Adopt, FromForeign
 from ninthsky.guard.foreign.supervisor import Supervisor
 from ninthsky.guard.keys import CONTROLLER, forge, load_keys
+from ninthsky.guard.seen import Seen
 from ninthsky.guard.wire import Caller, Listener
 from ninthsky.run.folder import read_json, write_json
 
@@ -37,7 +38,7 @@ class Look(msgspec.Struct, frozen=True, tag=True):
     came: list[tuple[int, Adopt]]
     said: list[tuple[int, FromForeign]]
     gone: list[p.Exited]
-    seen: list[p.Seen]
+    seen: list[Seen]
     late: float
     status: int | None
     stopped: bool
@@ -158,7 +159,7 @@ class Follower:
     def ended(self, host: str, exited: p.Exited) -> None:
         self._gone.append(exited)
 
-    def report(self, host: str, seen: list[p.Seen], late: float) -> None:
+    def report(self, host: str, seen: list[Seen], late: float) -> None:
         """Tells everything."""
         if self._caller is not None:
             said = list(self._came.values())

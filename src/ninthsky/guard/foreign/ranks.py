@@ -19,6 +19,7 @@ from ninthsky.guard.agent.lines import body_of, peer_of
 from ninthsky.guard.agent.looking import Looking
 from ninthsky.guard.agent.spawner import oom_kills
 from ninthsky.guard.foreign.messages import SOCKET, Adopt, FromForeign, decode
+from ninthsky.guard.seen import Seen
 
 STATUS_UNKNOWN = 256  # no process can end with it
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, struct pidfd_info of 64 bytes), Linux 6.13
@@ -68,7 +69,7 @@ class Ranks:
         if self._server is not None:
             self._server.close()
 
-    def seen(self, now: float) -> list[p.Seen]:
+    def seen(self, now: float) -> list[Seen]:
         """Every rank's record, age of its heartbeat, and what the kernel says of it."""
         living = list(self.living.values())
         self._looking.look(living, now)

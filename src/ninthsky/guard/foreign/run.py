@@ -17,7 +17,7 @@ from typing import Any
 
 from ninthsky.errors import FAILED, UserError
 from ninthsky.guard import protocol as p
-from ninthsky.guard.agent.looking import LOOK_SECONDS, Looking
+from ninthsky.guard.agent.looking import Looking
 from ninthsky.guard.agent.owner import claim_folder, refuse_if_owned
 from ninthsky.guard.agent.spawner import watch_first
 from ninthsky.guard.agent.store import remove_folder
@@ -35,6 +35,7 @@ from ninthsky.guard.spec import HostSpec, JobSpec, Watch
 from ninthsky.guard.watch import line_of
 from ninthsky.run.folder import append_line, read_json, write_json
 
+LOOK_SECONDS = 0.1
 SILENT_SECONDS = 60.0  # without any rank: then it is said that nobody came
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -29,6 +29,7 @@ from ninthsky.guard.judges import Limits, Verdict
 from ninthsky.guard.judges.host import judge_host
 from ninthsky.guard.judges.nonfinite import Vote, judge_nonfinite
 from ninthsky.guard.judges.slow import judge_slow
+from ninthsky.guard.seen import Seen, pack
 from ninthsky.guard.spec import JobSpec
 from ninthsky.run.folder import write_json
 
@@ -109,7 +110,7 @@ class Supervisor:
         if member is None:
             return
         if exited.record and state.stage == "run":
-            self.report(host, [p.Seen(exited.slot, exited.pid, exited.record, 0.0, "X", 0.0, 0.0)], 0.0)
+            self.report(host, [Seen(exited.slot, exited.pid, exited.record, 0.0, "X", 0.0, 0.0)], 0.0)
         tail = member.raised.traceback if member.raised else ""
         member.ended, member.ended_at = msgspec.structs.replace(exited, tail=tail), state.clock()
         state.tell(
@@ -117,7 +118,7 @@ class Supervisor:
             rank=member.adopt.rank, replaced=self._broken,
         )  # fmt: skip
 
-    def report(self, host: str, seen: list[p.Seen], late: float) -> None:
+    def report(self, host: str, seen: list[Seen], late: float) -> None:
         """A look at the ranks of a host. Foreign records know no generations: ours is written into them."""
         state = self.state
         mark = state.generation.to_bytes(4, "little")
@@ -129,7 +130,7 @@ class Supervisor:
         ]
         state.roster.hosts[host].heard = state.clock()
         if state.generation:
-            state.fleet.report(host, marked, state.clock(), late)
+            state.fleet.report(host, pack(marked), state.clock(), late)
 
     def command_ended(self, status: int) -> None:
         """The command itself ended, by itself or by a signal that was passed on."""

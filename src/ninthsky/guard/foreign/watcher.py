@@ -97,7 +97,7 @@ class Watcher:
         """A step is done. Of several optimizers, one counts."""
         if not self._is_marker(optimizer):
             return
-        times, wall, cpu = self.probe.times(), time.perf_counter(), time.thread_time()
+        times, wall, cpu = self.probe.times(), self.probe.clock(), time.thread_time()
         inside, inside_cpu = times.wall - self._spent.wall, times.cpu - self._spent.cpu
         self.record.update(
             step=self._number,
@@ -120,17 +120,17 @@ class Watcher:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Around the wait for a batch."""
-        wall, cpu = time.perf_counter(), time.thread_time()
+        wall, cpu = self.probe.clock(), time.thread_time()
         self.record.update(phase=Phase.DATA)
         try:
             yield
         finally:
-            self._data += time.perf_counter() - wall
+            self._data += self.probe.clock() - wall
             self._data_cpu += time.thread_time() - cpu
             self.record.update(phase=Phase.LOCAL)
 
     def _mark(self) -> None:
-        self._began, self._began_cpu, self._spent = time.perf_counter(), time.thread_time(), self.probe.times()
+        self._began, self._began_cpu, self._spent = self.probe.clock(), time.thread_time(), self.probe.times()
         self._data = self._data_cpu = 0.0
 
     def _is_marker(self, optimizer: Any) -> bool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ninthsky.evidence import Fact
 from ninthsky.guard.controller.fleet import Window
+from ninthsky.guard.judges.hang import WaitFor
 from ninthsky.guard.judges.verdict import Limits, Verdict
+from ninthsky.guard.probe.record import Phase
 
 BLOCKED_SECONDS = 1.0
 ROW = 32  # hosts
 MANY = 0.1  # of all hosts
 PATIENCE = 5  # times host_seconds, for so many
+OWN_WORK = (Phase.DATA, Phase.LOCAL, Phase.UPDATE)
 TOGETHER_SECONDS = 1.5  # between two reports of one host on a large fleet, and some more
 
 
@@ -24,7 +28,8 @@ def maybe_deaf(silent: int, hosts: int, longest: float, host_seconds: float) -> 
 def judge_host(window: Window, limits: Limits) -> list[Verdict]:
     """One verdict, of all hosts that went silent: many at once are one fault of what they share (a rack, a switch).
 
-    A silent agent alone is no fault: while training goes on, only its line to us is cut.
+    A silent agent alone is no fault: while training goes on, only its line to us is cut. Ranks of other hosts that are at work
+    of their own wait for nobody: in long steps nothing moves for seconds either.
     """
     silent = [host for host, silence in window.host_silence.items() if silence >= limits.host_seconds]
     if not silent:
@@ -35,7 +40,7 @@ def judge_host(window: Window, limits: Limits) -> list[Verdict]:
     others = np.array([host in heard for host in window.hosts])
     quiet = float(window.quiet[others].min())
     blocked = max(BLOCKED_SECONDS, window.longest_gap)
-    if quiet < blocked:
+    if quiet < blocked or (quiet < limits.host_seconds + blocked and _at_work(window, others)):
         return []
     # Reports come now and then: of hosts that went together, some are past the limit first. Those on the way are waited for.
     between = [host for host, silence in window.host_silence.items() if host not in heard and silence < limits.host_seconds]
@@ -61,3 +66,9 @@ def judge_host(window: Window, limits: Limits) -> list[Verdict]:
         else "host is lost or cut off: its agent is silent and other hosts wait"
     )
     return [Verdict("host", ranks, text, facts, ruled_out, 0.9, host=", ".join(silent), onset=longest)]
+
+
+def _at_work(window: Window, others: NDArray[np.bool_]) -> bool:
+    """Whether any of these ranks does work of its own, and so has still to come to where others would wait for it."""
+    own = others & window.known & np.isin(window.record["phase"], OWN_WORK)
+    return bool((own & ~WaitFor(window.record).waiting).any()) if own.any() else False

@@ -2,7 +2,8 @@
 
 Two clocks, because each is blind to something: processor time does not see a process that is kept from running, wall time on
 busy cores hides extra work in everybody's noise (1.2 x extra work read 1.08 on the wall and 1.18 in processor time). But extra
-work must show on the wall at least a little: where only the processor clock differs, the peers were kept from running.
+work must show on the wall at least a little: where only the processor clock differs, the peers were kept from running. A real
+rank's wall time is without its time in line for a processor (probe/clock.py): whoever takes its processor is no fault of it.
 
 Peers are ranks that do the same work: of the kinds of groups that a rank is in, the one whose members' times are most alike.
 
@@ -12,13 +13,14 @@ calm: the excess must be SIGMAS times what ranks differ by anyway.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ninthsky.evidence import Fact
-from ninthsky.guard.controller.fleet import STEPS, Floats, Ints, Window
+from ninthsky.guard.controller.fleet import STEPS, Floats, Ints, Times, Window
 from ninthsky.guard.judges.hang import SETTLING_STEPS
 from ninthsky.guard.judges.verdict import Limits, Verdict
 
@@ -35,6 +37,7 @@ ONE_IN = 8  # of so many ranks one can be slow: of four, two that are slow leave
 SIGMAS = 6.0  # a rank's ratio must be so many times the fleet's own spread over 1: of thousands, one is always the slowest
 CLEARLY = 0.7  # of the whole fleet's spread: members of a group differ by less, or the group says nothing of its own
 MANY = 4  # slow ranks at once; more are no cards
+BLOCK = 8  # steps whose mean is looked at, for a rank that is stopped now and then: in most single steps it is as quick as any
 MATES = 0.4  # share of a rank's excess that the others of its host show: then it is the host's neighbour that takes time
 
 
@@ -48,6 +51,7 @@ class Reading(NamedTuple):
     margin: float
     share: float  # of steps in which it exceeded half of what is too slow
     limit: float  # from which ratio on it is too slow
+    of: int = 1  # steps that one time is the mean of
 
     @property
     def stands_out(self) -> bool:
@@ -55,7 +59,7 @@ class Reading(NamedTuple):
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        source = f"{self.clock} clock, median of {self.steps} steps"
+        source = f"{self.clock} clock, median of {self.steps} {'steps' if self.of == 1 else f'means of {self.of} steps'}"
         return (
             Fact("local time against the peers' median", self.ratio, self.limit, "x", source),
             Fact("local time against the second slowest", self.margin, _apart(self.limit), "x", source),
@@ -66,10 +70,10 @@ class Reading(NamedTuple):
 class Clock:
     """One clock's times [ranks, steps] in milliseconds, of all ranks and each against its own peers."""
 
-    def __init__(self, name: str, times: Floats, groups: Ints, limits: Limits) -> None:
+    def __init__(self, name: str, times: Times, groups: Ints, limits: Limits) -> None:
         """`groups` [ranks, columns]: numbers of the groups that a rank is in, -1 for none."""
         self.name, self.times, self.steps = name, times, times.shape[1]
-        self.medians = np.median(times, axis=1)
+        self.medians = np.median(times, axis=1).astype(np.float64)
         self._column, normal = _most_alike(self.medians, groups)
         self._groups = groups
         self.ratio = self.medians / np.maximum(normal, 1e-9)
@@ -86,7 +90,7 @@ class Clock:
             self.spread = max(self.spread, float(tail))
             self.limit = min(self.limit, max(LOWEST, 1 + SIGMAS * self.spread))
 
-    def peers(self, rank: int) -> Floats:
+    def peers(self, rank: int) -> Times:
         """Times of the ranks that this one is compared with, its own among them."""
         column = self._column[rank]
         return self.times if column < 0 else self.times[self._groups[:, column] == self._groups[rank, column]]
@@ -114,6 +118,7 @@ def judge_slow(window: Window, limits: Limits) -> list[Verdict]:
     if window.ranks < 3 or window.steps_seen < limits.slow_steps + SETTLING_STEPS:
         return []  # of two, nobody can tell which one is normal
     groups = _numbered(window.record["groups"]["id"], window.hosts)
+    verdicts: list[Verdict] | None = []
     for more in (1, 2, 3, 4, 6, 8):
         steps = more * limits.slow_steps
         if steps > min(STEPS, max(window.steps_seen - SETTLING_STEPS, limits.slow_steps)):
@@ -122,11 +127,24 @@ def judge_slow(window: Window, limits: Limits) -> list[Verdict]:
         wall, processor = read_clock("wall", walls, groups, limits), read_clock("processor", cpus, groups, limits)
         verdicts = _judge(window, limits, wall, processor)
         if verdicts is not None:
-            return verdicts
-    return []
+            break
+    return verdicts or _now_and_then(window, limits, groups)
 
 
-def read_clock(clock: str, times: Floats, groups: Ints, limits: Limits) -> Clock | None:
+def _now_and_then(window: Window, limits: Limits, groups: Ints) -> list[Verdict]:
+    """Ranks that are slow on average over blocks of steps, block after block, on the wall clock."""
+    if window.steps_seen < STEPS + SETTLING_STEPS:
+        return []
+    means = window.local_wall[:, -STEPS:].reshape(window.ranks, -1, BLOCK).mean(axis=2)
+    clock = read_clock("wall", means.astype(np.float64), groups, replace(limits, slow_steps=1))
+    if clock is None or clock.ratio.max() < min(LOWEST, limits.slow_ratio):
+        return []
+    slow = [reading._replace(of=BLOCK) for reading in clock.slowest() if reading.stands_out]
+    slow = [reading for reading in slow if not _is_the_host(window, reading, clock)]
+    return [verdict for r in slow if (verdict := _kept_from_running(window, r, clock, None))]
+
+
+def read_clock(clock: str, times: Times, groups: Ints, limits: Limits) -> Clock | None:
     """What `times` [ranks, steps] (milliseconds) say; None while steps are missing (NaN) or too short to tell."""
     if np.isnan(times).any():
         return None

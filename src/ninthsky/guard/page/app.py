@@ -178,15 +178,16 @@ class Page:
     def _check_origin(self, request: Request) -> None:
         """The Host must be ours, and a POST must come from our own page."""
         host = request.headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            origin = urlsplit(request.headers.get("origin", f"//{host}")).netloc
+        except ValueError as error:
+            raise Refusal(400, f"not understood: {error}") from error
         if name not in {"localhost", "127.0.0.1", "::1"} | self.rules.names:
             raise Refusal(403, "this name is not answered: start `n9 guard serve` with --name NAME")
         if request.method in {"GET", "HEAD"}:
             return
-        origin = request.headers.get("origin")
-        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin" or (
-            origin is not None and urlsplit(origin).netloc != host
-        ):
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin" or origin != host:
             raise Refusal(403, "only this page itself may send that")
 
     def _who(self, request: Request) -> str | None:

@@ -14,6 +14,7 @@ from ninthsky.address import bind, is_loopback
 from ninthsky.errors import UserError
 from ninthsky.guard.page.app import Page, Rules
 from ninthsky.guard.page.folder import JobFolder, find_job
+from ninthsky.guard.page.patience import Impatient
 
 CONNECTIONS = 128
 
@@ -54,7 +55,7 @@ def listen(
     page = Page(JobFolder(find_job(folder)), rules)
     listener = _bind(host, port)
     config = uvicorn.Config(
-        page.app(), log_level="warning", access_log=False, server_header=False, timeout_keep_alive=10,
+        page.app(), http=Impatient, ws="none", log_level="error", access_log=False, server_header=False, timeout_keep_alive=10,
         limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=16 << 10, timeout_graceful_shutdown=2,
         ssl_certfile=str(certificate) if certificate else None, ssl_keyfile=str(key) if key else None,
     )  # fmt: skip

@@ -69,7 +69,7 @@ class Dump:
     kinds: dict[str, str]  # group -> what it is for
     progress: dict[str, Progress]  # of the groups that its entries name
     status: dict[str, Progress]  # of all groups, under this rank's own numbers
-    number_of: dict[str, str]  # group -> its number here, where an entry tells it
+    number_of: dict[str, str]  # group -> its number here, where an entry or the groups' order tells it
     operations: tuple[Operation, ...]  # collectives that the ring still holds, oldest first
     pending: tuple[Operation, ...]  # not finished, oldest first
 
@@ -153,7 +153,22 @@ def _dump(rank: int, tree: Any) -> Dump:
         open_ones = [number for number, done in numbers if not done]
         last = max(number for number, _ in numbers)
         progress[name] = status.get(number_of[name], Progress(last, min(open_ones) - 1 if open_ones else last))
+    number_of = _in_order(list(config), status, number_of)
     return Dump(rank, members, kinds, progress, status, number_of, tuple(operations), tuple(pending))
+
+
+def _in_order(names: list[str], status: dict[str, Progress], told: dict[str, str]) -> dict[str, str]:
+    """A rank numbers its groups as it forms them; torch's names count all groups of the job, so their order is the same.
+    Other names stand in the order of forming unless they were sorted. Where an entry contradicts, only entries are believed."""
+    if all(name.isdecimal() for name in names):
+        names = sorted(names, key=int)
+    elif len(names) > 1 and names == sorted(names):
+        return told
+    numbers = sorted(status, key=int)
+    if len(numbers) != len(names):
+        return told
+    found = dict(zip(names, numbers, strict=True))
+    return found if all(found.get(name) == number for name, number in told.items()) else told
 
 
 def _ranks(told: Any) -> tuple[int, ...]:
@@ -201,7 +216,7 @@ class _Job:
 
     def _groups(self) -> dict[str, dict[int, Progress]]:
         """Group -> progress of its members. A rank with nothing open may have no entries, only numbered states: its groups are
-        found through the numbers that the other members give them, since all members form their groups in the same order."""
+        found by its own order of them, or else (gloo) through the number that the other members give them."""
         groups: dict[str, dict[int, Progress]] = defaultdict(dict)
         for rank, dump in self.ranks.items():
             for name, at in dump.progress.items():
@@ -209,10 +224,14 @@ class _Job:
         for name, known in groups.items():
             members = self.members.get(name, ())
             numbers = Counter(self.ranks[rank].number_of[name] for rank in known)
-            number = numbers.most_common(1)[0][0]
+            usual = numbers.most_common(1)[0][0]
             for rank in members:
-                if rank in self.ranks and rank not in known and number in self.ranks[rank].status:
-                    known[rank] = self.ranks[rank].status[number]
+                if rank not in self.ranks or rank in known:
+                    continue
+                dump = self.ranks[rank]
+                number = dump.number_of.get(name, "" if dump.members else usual)
+                if number in dump.status:
+                    known[rank] = dump.status[number]
         return groups
 
     def progress(self, rank: int, group: str) -> Progress | None:
@@ -229,9 +248,21 @@ class _Job:
     def _waits(self, dump: Dump) -> set[int]:
         """Whom a rank's device waits for; nobody where others have finished what it stands in."""
         head = dump.head
-        if head is None or head.group in self.overtaken(dump.rank):
+        if head is None or head.group in self.overtaken(dump.rank) or self.past(dump.rank):
             return set()
         return {other for other in self.taking_part(head) if other != dump.rank and not self._is_in(other, head, dump.rank)}
+
+    def past(self, rank: int) -> list[int]:
+        """Of those who take part in what a rank's device stands in, the ones that stand in a collective which that rank only
+        comes to later: unless the program deadlocks by itself they have finished with it, sends and receives as well."""
+        dump = self.ranks[rank]
+        if dump.head is None:
+            return []
+        later = {(operation.group, operation.number) for operation in dump.pending[1:] if not operation.pair}
+        heads = {
+            other: self.ranks[other].head for other in self.taking_part(dump.head) if other != rank and other in self.ranks
+        }
+        return [other for other, head in heads.items() if head and not head.pair and (head.group, head.number) in later]
 
     def _is_in(self, other: int, head: Operation, rank: int) -> bool:
         dump = self.ranks.get(other)
@@ -267,6 +298,12 @@ def suspects(dumps: Iterable[Dump]) -> list[Suspect]:
             source = f"flight recorder, {dump.kinds.get(name) or name}"
             fact = Fact("collectives not completed that others have", float(most), 0.0, source=source)
             found[rank] = ("device", (fact, Fact("it stands in", str(dump.head), source="its recorder")))
+        elif past := job.past(rank):
+            facts = (
+                Fact("rank that has finished with it", float(past[0])),
+                Fact("it stands in", str(dump.head), source="its recorder"),
+            )
+            found[rank] = ("device", facts)
         elif dump.head is None and job.waited_for.get(rank):
             found[rank] = ("program", _late(job, rank))
     for rank in _stopped(job, set(found)):

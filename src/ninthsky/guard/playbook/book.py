@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from ninthsky.errors import UserError
+from ninthsky.guard.playbook.plain import plain
 
 UNKNOWN = "unknown"
 VENDORS = ("nvidia", "ascend", "amd")
@@ -85,8 +86,9 @@ class Playbook:
         """Whether a line only tells that somebody else has gone."""
         return any(pattern.search(line) for pattern in self.echoes)
 
-    def without_advice(self, text: str) -> str:
-        """The text without what programs print for their reader: a list of possible causes is evidence of none."""
+    def read(self, text: str) -> str:
+        """The text in plain form, without what programs print for their reader: a list of causes is evidence of none."""
+        text = plain(text)
         for pattern in self.advice:
             text = pattern.sub(" ", text)
         return text
@@ -173,10 +175,11 @@ def _patterns(name: str, strength: str, given: list[str], vendor: str, wrong: li
 
 
 def _compiled(name: str, given: list[str], wrong: list[str]) -> tuple[re.Pattern[str], ...]:
+    """A blank in a pattern is any blank of the text, a line's end as well: logs wrap where they like."""
     found = []
     for text in given:
         try:
-            found.append(re.compile(text, re.IGNORECASE))
+            found.append(re.compile(text.replace(" ", r"\s"), re.IGNORECASE))
         except re.error as error:
             wrong.append(f"{name}: {text!r} is no pattern: {error}")
     return tuple(found)

@@ -21,8 +21,9 @@ from ninthsky.guard.playbook.match import LONGEST, Finding, weigh
 from ninthsky.guard.playbook.words import Vocabulary, Words, features
 from ninthsky.guard.playbook.words import shipped as shipped_words
 
-TRUST = 2.0  # how much a rule's evidence weighs beside the words
-SOFT = 1.5  # logarithms are divided by it: of incidents that nobody wrote phrases beside, the log loss is least there
+TRUST = (
+    1.5  # how much a rule's evidence weighs beside the words: on incidents that neither was written beside, 1 to 2 are alike
+)
 SHOWN = 0.05  # score from which a cause's telling words are listed
 MEASURED = 5  # a cause with fewer cases than this is shown as unmeasured
 
@@ -61,18 +62,21 @@ def read_incidents(path: Path) -> list[Incident]:
 def consult(text: str, book: Playbook, words: Words | None = None) -> list[Finding]:
     """The playbook's rules and the words' likelihoods together. Best first; scores, `unknown` included, sum to 1.
 
-    A rule's evidence e for a cause counts as the likelihood ratio 1 / (1 - e), `TRUST` times in the logarithm. Words that
-    stand in no cause's phrases, and no rule: unknown.
+    A rule's evidence e for a cause counts as the likelihood ratio 1 / (1 - e), `TRUST` times in the logarithm, beside the
+    words' likelihood. Words that stand in no cause's phrases, and no rule: unknown.
     """
     words = words or shipped_words()
-    text = book.without_advice(text[:LONGEST])
+    text = book.read(text[:LONGEST])
     weights = weigh(text, book)
     logs = {cause: log for cause, log in words.likelihoods(text).items() if cause in book.causes or cause == UNKNOWN}
     least = min(logs.values())
     for cause, weight in weights.items():
         logs[cause] = logs.get(cause, least) - TRUST * math.log(1.0 - weight.evidence)
+    if weights:  # normal lines stand in every log: where a rule speaks, they do not say that nobody knows
+        doubt = math.log(1.0 - max(weight.evidence for weight in weights.values()))
+        logs[UNKNOWN] = logs.get(UNKNOWN, least) + TRUST * doubt
     top = max(logs.values())
-    logs = {cause: (log - top) / SOFT for cause, log in logs.items()}
+    logs = {cause: log - top for cause, log in logs.items()}
     total = sum(math.exp(log) for log in logs.values())
     findings = []
     for cause, log in logs.items():

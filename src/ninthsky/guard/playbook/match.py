@@ -48,7 +48,7 @@ class Weight:
 
 def weigh(text: str, book: Playbook) -> dict[str, Weight]:
     """The causes that a pattern speaks for. Advice is looked past, and so is what comes after the first 20,000 characters."""
-    found = _found(book.without_advice(text[:LONGEST]), book)
+    found = _found(book.read(text[:LONGEST]), book)
     evidence = _ordered(found, book)
     return {name: Weight(evidence[name], tuple((p.strength, words) for p, words in hits)) for name, hits in found.items()}
 

@@ -1,9 +1,10 @@
 """The learned part: which cause a text's words speak for, by phrases of every cause (naive Bayes over words and pairs).
 
 Patterns are exact and know only what somebody wrote a pattern for; a person at three in the morning writes "/tmp is used up".
-The phrases (`phrases.toml`) were written for this project, none is copied from a report; analysed incidents may be added. A
-phrase is a vector of its words and neighbouring pairs of words, log-counted, rarer ones heavier (TF-IDF), of length 1; a
-cause's likelihood is multinomial over the sum of its phrases' vectors, brought to the same weight for all causes. `unknown`
+The phrases (`phrases.toml`) were written for this project; beside them stand incidents from public threads whose cause the
+thread tells (`analysed.jsonl`, each with its address), and one's own may be added. An example is a vector of its words and
+neighbouring pairs of words, log-counted, rarer ones heavier (TF-IDF), of length 1; a cause's likelihood is multinomial over
+the sum of its examples' vectors, brought to the same weight for all causes. `unknown`
 is one of them: the words of logs while all is well. A text of words that nobody has seen leans to it by as much as is unseen.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import re
 import tomllib
 from collections import Counter
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ninthsky.guard.playbook.book import UNKNOWN
+from ninthsky.guard.playbook.plain import plain
 
 WORD = re.compile(r"[a-z]+|\d{2,6}")
 _MASK = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,}\b")
@@ -64,7 +67,7 @@ class Words:
 
     def __init__(self, examples: Iterable[tuple[str, str]]) -> None:
         """`examples`: (text, cause)."""
-        known = [(features(text), cause) for text, cause in examples]
+        known = [(features(plain(text)), cause) for text, cause in examples]
         self.causes = sorted({cause for _, cause in known} | {UNKNOWN})
         self.vocabulary = Vocabulary([counts for counts, _ in known])
         number_of = {cause: number for number, cause in enumerate(self.causes)}
@@ -102,12 +105,18 @@ def phrases() -> list[tuple[str, str]]:
     return [(phrase, cause) for cause, told in tree.items() for phrase in told]
 
 
+def analysed() -> list[tuple[str, str]]:
+    """(text, cause) of the incidents that this release has learned from."""
+    lines = resources.files(__package__).joinpath("analysed.jsonl").read_text("utf-8").splitlines()
+    return [(entry["excerpt"], entry["cause"]) for entry in map(json.loads, lines)]
+
+
 @functools.cache
 def shipped() -> Words:
-    """The words of this release's phrases."""
-    return Words(phrases())
+    """The words of this release's phrases and incidents."""
+    return taught([])
 
 
 def taught(examples: Iterable[tuple[str, str]]) -> Words:
-    """The phrases of this release, and incidents that people have analysed: (text, cause)."""
-    return Words([*phrases(), *examples])
+    """What this release knows, and incidents that people have analysed: (text, cause)."""
+    return Words([*phrases(), *analysed(), *examples])

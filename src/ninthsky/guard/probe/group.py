@@ -19,6 +19,7 @@ import torch.distributed as dist
 import xxhash
 from torch._C._distributed_c10d import PrefixStore, Store, _DistributedBackendOptions
 
+from ninthsky.guard.probe.clock import RunClock
 from ninthsky.guard.probe.record import RecordWriter, group_id
 
 BACKEND = "guard"
@@ -73,7 +74,7 @@ class GroupGone(RuntimeError):
 
 
 class Times(NamedTuple):
-    """Seconds spent inside collectives: on the wall, and of this thread's processor time."""
+    """Seconds spent inside collectives: by `Probe.clock`, and of this thread's processor time."""
 
     wall: float
     cpu: float
@@ -93,6 +94,7 @@ class Probe:
         self.by_turns = False  # waits can be given up; set where gloo alone carries
         self.stranded = False  # one was
         self._given_up: list[dist.ProcessGroup] = []
+        self.clock = RunClock()  # the wall clock, less this thread's time in line for a processor
         self._wall = self._cpu = 0.0
         self._watching = False
         self._moment = 0
@@ -167,7 +169,7 @@ class Probe:
         self.failure = self.failure or str(error).strip().splitlines()[0] or type(error).__name__
 
     def spent(self, wall: float, cpu: float) -> None:
-        self._wall += time.perf_counter() - wall
+        self._wall += self.clock() - wall
         self._cpu += time.thread_time() - cpu
 
 
@@ -179,7 +181,7 @@ class GuardWork(dist.Work):
         self._inner, self._probe, self._group, self._number, self._by_turns = inner, probe, group, number, by_turns
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        wall, cpu = time.perf_counter(), time.thread_time()
+        wall, cpu = self._probe.clock(), time.thread_time()
         try:
             done = self._patiently() if self._by_turns and not timeout else self._inner.wait(timeout)
         except RuntimeError as error:
@@ -304,7 +306,7 @@ def _forwarded(name: str, kind: _Kind) -> Callable[..., dist.Work | None]:
             probe.check(sent)
         group = self._id(name, arguments)
         number = probe.record.enqueue(group, probe.operation(name, kind, sent))
-        wall, cpu = time.perf_counter(), time.thread_time()
+        wall, cpu = probe.clock(), time.thread_time()
         try:
             work = getattr(inner, name)(*arguments, **options)
         except RuntimeError as error:

@@ -19,10 +19,13 @@ from typing import NamedTuple
 import xxhash
 
 GROUPS = 16  # process groups that fit
-HEADER = struct.Struct("<IIiiiHHffffffQd")  # see Record, after `sequence`
+HEADER = struct.Struct("<IIiiiHHffffffdd")  # see Record, after `sequence`
 GROUP = struct.Struct("<QIIQ")
 _ENTERED, _COUNT, _OP = struct.Struct("<QI"), struct.Struct("<I"), struct.Struct("<Q")  # parts of GROUP, and where they lie
 _ENQUEUED, _COMPLETED, _OPERATION = 8, 12, 16
+_TIME = struct.Struct("<d")  # eight bytes that change by themselves
+MOVED, HEARTBEAT = HEADER.size - 16, HEADER.size - 8
+BEAT_SECONDS = 0.25  # between two heartbeats of a rank that waits or computes; every update beats too
 SIZE = HEADER.size + GROUPS * GROUP.size
 assert HEADER.size == 64
 
@@ -52,7 +55,10 @@ class GroupProgress(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A rank's state. Times of the last finished step in milliseconds; `heartbeat` in seconds of CLOCK_MONOTONIC."""
+    """A rank's state. Times of the last finished step in milliseconds; `moved` and `heartbeat` in seconds of CLOCK_MONOTONIC.
+
+    `moved`: when the rank last got on: a field was set, a collective entered or finished.
+    """
 
     generation: int
     rank: int  # -1 for a spare
@@ -66,12 +72,12 @@ class Record(NamedTuple):
     data: float
     loss: float
     grad_norm: float
-    digest: int
+    moved: float
     heartbeat: float
     groups: tuple[GroupProgress, ...]
 
 
-EMPTY = Record(0, -1, -1, 0, Phase.START, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, ())
+EMPTY = Record(0, -1, -1, 0, Phase.START, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, ())
 
 NONFINITE = 1
 
@@ -93,17 +99,19 @@ class RecordWriter:
         self._sequence = 0
         self._groups: dict[int, int] = {}  # id -> slot
         self._completing = threading.Lock()
-        self.state = EMPTY._replace(heartbeat=time.monotonic())
+        now = time.monotonic()
+        self.state = EMPTY._replace(moved=now, heartbeat=now)
         self._write()
 
     def update(self, **fields: float) -> None:
         """Changes header fields and beats the heart."""
-        self.state = self.state._replace(heartbeat=time.monotonic(), **fields)  # type: ignore[arg-type]
+        now = time.monotonic()
+        self.state = self.state._replace(moved=now, heartbeat=now, **fields)  # type: ignore[arg-type]
         self._write()
 
     def heartbeat(self) -> None:
-        """Eight bytes, written whole by the processor; needs no sequence number. Called from a thread ten times a second."""
-        struct.pack_into("<d", self._map, HEADER.size - 8, time.monotonic())
+        """Eight bytes, written whole by the processor; needs no sequence number. Called from a thread, every BEAT_SECONDS."""
+        _TIME.pack_into(self._map, HEARTBEAT, time.monotonic())
 
     def enqueue(self, group: int, op: int) -> int:
         """A collective of `group` was entered. Returns its sequence number."""
@@ -111,6 +119,7 @@ class RecordWriter:
         (enqueued,) = _COUNT.unpack_from(self._map, offset + _ENQUEUED)
         _ENTERED.pack_into(self._map, offset, group, enqueued + 1)
         _OP.pack_into(self._map, offset + _OPERATION, op)
+        _TIME.pack_into(self._map, MOVED, time.monotonic())
         return int(enqueued) + 1
 
     def complete(self, group: int, number: int) -> None:
@@ -119,6 +128,7 @@ class RecordWriter:
         with self._completing:
             (completed,) = _COUNT.unpack_from(self._map, offset)
             _COUNT.pack_into(self._map, offset, max(completed, number))
+        _TIME.pack_into(self._map, MOVED, time.monotonic())
 
     def clear_groups(self) -> None:
         """A new generation counts from zero."""
@@ -151,7 +161,7 @@ class RecordWriter:
             s.data,
             s.loss,
             s.grad_norm,
-            s.digest,
+            s.moved,
             s.heartbeat,
         )
         self._map[4 : HEADER.size] = body[4:]

@@ -1,7 +1,7 @@
 """A rank's process, from its start to its exit: `python -m ninthsky.train.rank.elastic JOB.json`, started by an agent.
 
 It connects and beats its heart before it imports torch, so that a machine that is slow to load is not taken for a dead one.
-What it then does is in rank.py; docs/architecture.md ("Guard: who talks to whom") has the whole exchange.
+What it then does is in life/; docs/architecture.md ("Guard: who talks to whom") has the whole exchange.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 
 from ninthsky.guard.probe.line import Line
 from ninthsky.guard.probe.messages import Abort, Hello
-from ninthsky.guard.probe.record import RecordWriter
+from ninthsky.guard.probe.record import BEAT_SECONDS, RecordWriter
 from ninthsky.guard.probe.sockets import GenerationSockets
 
-HEARTBEAT_SECONDS = 0.1
 STUCK_STATUS = 5  # exit status of a rank whose main thread could not be freed
 STUCK_SECONDS = 30.0
 
@@ -31,13 +30,15 @@ class Release:
     def __init__(self) -> None:
         self.sockets = GenerationSockets()
         self.aborted = threading.Event()
-        self._out = threading.Event()
+        self._out = threading.Event()  # of one generation: who waits for an older one's end does not wait for this one's
+        self._cutting = threading.Lock()
 
     def begin(self) -> None:
-        """The main thread enters a generation."""
-        self.aborted.clear()
-        self._out.clear()
-        self.sockets.mark()
+        """The main thread enters a generation; a cut under way ends first: it would take new sockets for the old one's."""
+        with self._cutting:
+            self.aborted.clear()
+            self._out = threading.Event()
+            self.sockets.mark()
 
     def out(self) -> None:
         """The main thread holds no group any more."""
@@ -45,17 +46,23 @@ class Release:
 
     def on_abort(self, _: Abort) -> None:
         """Runs in the line's reader thread."""
-        if self._out.is_set():
+        out = self._out
+        if out.is_set():
             return
         self.aborted.set()
-        self.sockets.abort()
-        threading.Thread(target=self._insist, name="release", daemon=True).start()
+        self._cut(out)
+        threading.Thread(target=self._insist, args=(out,), name="release", daemon=True).start()
 
-    def _insist(self) -> None:
+    def _cut(self, out: threading.Event) -> None:
+        with self._cutting:
+            if not out.is_set():
+                self.sockets.abort()
+
+    def _insist(self, out: threading.Event) -> None:
         # A group that was still forming opens new connections after the first cut.
         end = time.monotonic() + STUCK_SECONDS
-        while not self._out.wait(0.1):
-            self.sockets.abort()
+        while not out.wait(0.1):
+            self._cut(out)
             if time.monotonic() > end:
                 faulthandler.dump_traceback(sys.stderr)  # where it hangs; the agent sends the end of this log with the exit
                 print("the main thread could not be freed: this process gives its card slot up", file=sys.stderr, flush=True)
@@ -65,7 +72,7 @@ class Release:
 def _beat(record: RecordWriter) -> None:
     while True:
         record.heartbeat()
-        time.sleep(HEARTBEAT_SECONDS)
+        time.sleep(BEAT_SECONDS)
 
 
 def main() -> int:
@@ -79,7 +86,7 @@ def main() -> int:
     threading.Thread(target=_beat, args=(record,), name="heartbeat", daemon=True).start()
 
     from ninthsky.train.job import load_job
-    from ninthsky.train.rank.life import Rank
+    from ninthsky.train.rank.life.rank import Rank
 
     rank = Rank(load_job(Path(sys.argv[1])), line, record, release, Path(os.environ["N9_SHARDS"]), os.environ["N9_HOST"])
     return rank.live()

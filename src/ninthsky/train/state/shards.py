@@ -27,6 +27,7 @@ from ninthsky.train.cut.piece import Region
 FORMAT = 1
 _LENGTH = 8
 _TRAILER = 16
+_SPARE = ".spare"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float64", "int64", "int32", "uint8", "bool")}
 
 
@@ -57,20 +58,25 @@ def write(
     regions: Mapping[str, Region] | None = None,
     visible: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Written:
-    """Writes the shard under a draft's name and renames it inside `visible()`. The same state gives the same bytes."""
+    """Writes the shard under a draft's name and renames it inside `visible()`. The same state gives the same bytes.
+
+    Where `remove_before` has left a file that nobody else holds a link to, its memory is used again: new pages cost five times
+    as much as the copy into them.
+    """
     entries = [(name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in tensors.items()]
     described = {"format": FORMAT, "rank": rank, "step": step, "extra": extra, "tensors": entries, "regions": regions or {}}
     header = msgspec.msgpack.encode(described)
     target = shard_path(folder, rank, step)
     draft = folder / f".{target.name}.{os.getpid()}"
     inner, whole, size = xxhash.xxh3_128(), xxhash.xxh3_64(), 0
-    with draft.open("wb") as file:
+    with draft.open("r+b" if _spare(folder, draft) else "wb") as file:
         for part in (len(header).to_bytes(_LENGTH, "little"), header, *map(_bytes, tensors.values())):
             inner.update(part)
             whole.update(part)
             size += file.write(part)
         trailer = inner.digest()
         file.write(trailer)
+        file.truncate()
         whole.update(trailer)
     with visible():
         draft.replace(target)
@@ -133,10 +139,23 @@ def read(folder: Path, rank: int, step: int) -> tuple[dict[str, torch.Tensor], d
 
 
 def remove_before(folder: Path, rank: int, step: int) -> None:
-    """Removes this rank's shards of steps before `step`."""
+    """Removes this rank's shards of steps before `step`. One file is left, without a shard's name, for the next `write`."""
     for path in folder.glob(f"shard-{rank}-*"):
         if int(path.name.rsplit("-", 1)[1]) < step:
-            path.unlink(missing_ok=True)
+            path.replace(folder / _SPARE)
+
+
+def _spare(folder: Path, draft: Path) -> bool:
+    """Whether the file that is left became `draft`. Under its name nobody links to it any more, so that links only go."""
+    spare = folder / _SPARE
+    try:
+        alone = spare.stat().st_nlink == 1
+        spare.replace(draft)
+    except FileNotFoundError:
+        return False
+    if not alone:
+        draft.unlink()
+    return alone
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

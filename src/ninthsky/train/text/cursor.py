@@ -36,8 +36,10 @@ class TokenFile:
         try:
             index = json.loads((folder / "index.json").read_text("utf-8"))
             entry = index["splits"][split]
-            path = folder / entry["file"]
-            tokens = np.fromfile(path, dtype=np.dtype(index["dtype"]).newbyteorder("<"))
+            dtype = np.dtype(index["dtype"]).newbyteorder("<")
+            # An index that was written before there were several files names one.
+            names = [part["file"] for part in entry.get("files", [entry])]
+            tokens = np.concatenate([np.fromfile(folder / name, dtype=dtype) for name in names])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 "N9-TRN-001",
@@ -48,8 +50,8 @@ class TokenFile:
         if len(tokens) != entry["tokens"]:
             raise UserError(
                 "N9-TRN-001",
-                f"{path.name} has {len(tokens)} tokens, its index says {entry['tokens']}",
-                str(path),
+                f"{', '.join(names)}: {len(tokens)} tokens, its index says {entry['tokens']}",
+                str(folder),
                 "make the tokens again",
             )
         return cls(tokens, index["vocab"], index["eos"], entry, index.get("bytes_per_token"))

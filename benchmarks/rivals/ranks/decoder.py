@@ -1,6 +1,6 @@
-"""One rank of the rival in benchmarks/rivals.py: the guard's model, mesh, tokens and step under `torchrun`, with no guard.
+"""One rank of benchmarks/rivals/torchrun.py: the guard's model, mesh, tokens and step under `torchrun`, with no guard.
 
-    torchrun ... benchmarks/torchrun_rank.py TRAIN.json [--prefix] [--timeout SECONDS]
+    torchrun ... benchmarks/rivals/ranks/decoder.py TRAIN.json [--prefix] [--timeout SECONDS]
 
 Written as a careful user of torchrun would: each attempt goes on from the newest good checkpoint. `--prefix` gives each attempt
 names of its own in the store, which torchrun keeps over a restart.

@@ -1,0 +1,1 @@
+"""The life of a rank: prepared, assigned, training, broken, assigned anew."""
