@@ -143,9 +143,9 @@ def test_it_goes_on_from_finished_parts(run_data: Run, tmp_path: Path) -> None:
     for number in range(300):
         chosen = random.Random(number).sample(sentences, 12)
         (source / f"{number:03d}.html").write_text("".join(f"<p>{sentence}</p>" for sentence in chosen))
-    first = run_data(source, into=tmp_path / "a", max_pages=1_000)
+    first = run_data(source, into=tmp_path / "a", max_pages=1_000, repeat_pages=0)
     again = RunFolder(tmp_path / "b")
-    run_data(source, into=again.path, max_pages=1_000)
+    run_data(source, into=again.path, max_pages=1_000, repeat_pages=0)
     out = again.stage("data.corpus")
     (out / "manifest.json").unlink()
     (out / "work").mkdir()
@@ -154,7 +154,7 @@ def test_it_goes_on_from_finished_parts(run_data: Run, tmp_path: Path) -> None:
     data = run_settings(again)
     part_of((str(pages[1]), str(out / "work" / pages[1].name), data), {}, lambda index: None)
     (out / "work" / f"{pages[2].name}.999").write_bytes(b"half a draft")
-    run_data(source, into=again.path, max_pages=1_000)
+    run_data(source, into=again.path, max_pages=1_000, repeat_pages=0)
     assert digests(again) == digests(first)
     assert pq.read_metadata(out / "documents" / "00000.parquet").num_rows >= 1
 

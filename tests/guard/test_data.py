@@ -103,8 +103,8 @@ def test_one_late_batch_is_not_told() -> None:
 @pytest.mark.slow
 def test_storage_stalls_under_a_job_and_nobody_is_moved(make_job: Any) -> None:
     events: list[dict[str, Any]] = []
-    stall = [{"kind": "data", "rank": -1, "step": 12, "seconds": 2.0}]
-    result = run_job(make_job("stall", stall, plan={"steps": 20}, hang_seconds=1.0), events.append)
+    stall = [{"kind": "data", "rank": -1, "step": 40, "seconds": 2.0}]
+    result = run_job(make_job("stall", stall, plan={"steps": 48}, hang_seconds=1.0), events.append)
     (fault,) = result.faults
     assert (fault.cause, fault.rank, fault.state) == ("data", None, "repaired")
     assert fault.evidence.where["playbook"] == "filesystem_stall"
