@@ -57,7 +57,7 @@ demo: $(VENV)/.demo pages
 	@rm -f $(VENV)/.seconds
 
 test: $(VENV)/.dev pages system
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

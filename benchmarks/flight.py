@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import publish
-from ninthsky.guard.passive.traces import read_dump, suspects
+from ninthsky.guard.passive.dumps import read_dump
+from ninthsky.guard.passive.traces import suspects
 from ninthsky.proportion import wilson
 
 RING = 40  # entries of a short recorder: what is not done fits into it, as it does with torch's default of 2,000

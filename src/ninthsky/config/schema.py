@@ -54,7 +54,7 @@ class Quality(Block):
     max_bullet_lines: Share = 0.90
     max_ellipsis_lines: Share = 0.30
     min_terminal_lines: Share = 0.12
-    max_repeated_line_characters: Share = 0.01  # English
+    max_repeated_line_characters: Share = 0.10  # English
     c4: bool = False  # English: C4's lines taken out, as FineWeb asks it (lines need not end in a mark)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 
 from ninthsky.config.schema import Data
-from ninthsky.data.blocks import decode, parse
+from ninthsky.data.blocks import Page, decode, parse
 from ninthsky.data.features import figures
 from ninthsky.data.formats import Raw
 from ninthsky.data.language import UNKNOWN, detect, share
@@ -35,6 +35,7 @@ _LICENCE = re.compile(r"<(?:a|link)\s[^>]{0,500}?\brel\s*=\s*(?:\"[^\">]*|'[^'>]
 _HREF = re.compile(r"\bhref\s*=\s*[\"']?([^\"'\s>]+)", re.I)
 _ROBOTS = re.compile(r"<meta\s[^>]{0,200}?\bname\s*=\s*[\"']?robots\b[^>]{0,300}>", re.I)
 _CONTENT = re.compile(r"\bcontent\s*=\s*[\"']?([^\"'>]+)", re.I)
+_REPEATED = 20  # characters from which on a block is kept once on a page; shorter lines may be said again
 _UNREADABLE = 0.02  # share of characters that no encoding explains, at most
 
 
@@ -124,7 +125,7 @@ class Extractor:
         x, size = figures(page)
         fitted = weights()
         scores = fitted.score(x)
-        document.spans = spans(scores, size, fitted.switch)
+        document.spans = said_once(page, spans(scores, size, fitted.switch))
         kept = [text for first, last in document.spans for text in page.texts(first, last)]
         document.text = "\n".join(kept)
         kept_share = sum(map(len, kept)) / page.characters
@@ -155,6 +156,21 @@ class Extractor:
         if own < _MIXED:
             return Drop(LANGUAGE, "mixed_languages", own, _MIXED, f"too little of it is {document.language}: partly translated")
         return None
+
+
+def said_once(page: Page, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans without blocks that stood before on the same page: a page repeats its furniture, an article seldom a line."""
+    seen: set[str] = set()
+    once: list[tuple[int, int]] = []
+    for first, last in spans:
+        for index, text in enumerate(page.texts(first, last), first):
+            if len(text) < _REPEATED or text not in seen:
+                seen.add(text)
+                if once and once[-1][1] == index and index > first:
+                    once[-1] = (once[-1][0], index + 1)
+                else:
+                    once.append((index, index + 1))
+    return once
 
 
 def stated_licence(html: str) -> str:

@@ -1,8 +1,8 @@
 """Fits the block scoring: `python -m ninthsky.data.fit PAGES.parquet [WEIGHTS.npz]` writes weights.npz beside this file.
 
 PAGES.parquet has columns id, set, language, html, main_text (hand-checked article text). Half of the pages, chosen by a hash
-of their id, are fitted on; the other half is never looked at here and is what benchmarks report on (`fitted_on`). As many
-pages and a quarter are made up from the fitted half: true articles, their tags taken away, inside shells of other fitted pages'
+of their id, are fitted on; the other half is never looked at here and is what benchmarks report on (`fitted_on`). Half as many
+pages again are made up from the fitted half: true articles, their tags taken away, inside shells of other fitted pages'
 non-article blocks and of generated hotlines, lure titles and place lists. The made pages of the demo are not read.
 """
 
@@ -138,17 +138,11 @@ def made_up(pages: list[Labelled], rng: random.Random) -> tuple[str, str]:
                 out += fragments[start : start + rng.randint(1, 8)]
         return out
 
-    def cut_out() -> list[str]:
-        """A run of what stood around another page's article."""
-        other = rng.choice([entry for entry in same if entry[0] is not page] or same)
-        around = [text for text, label in zip(other[0].texts(0, len(other[0])), other[1], strict=True) if not label]
-        start = rng.randrange(max(len(around) - 10, 1))
-        return around[start : start + rng.randint(5, 45)]
-
-    real = rng.random() < 0.5
-    before = cut_out() if real else shell(rng.randint(0, 30))
-    behind = cut_out() if real else shell(rng.randint(0, 25))
-    parts = [(text, 0) for text in before] + [(text, 1) for text in article] + [(text, 0) for text in behind]
+    parts = (
+        [(text, 0) for text in shell(rng.randint(0, 30))]
+        + [(text, 1) for text in article]
+        + [(text, 0) for text in shell(rng.randint(0, 25))]
+    )
     if rng.random() < 0.15:  # a shell with nothing in it
         parts = [part for part in parts if not part[1]]
         article = []
@@ -252,13 +246,13 @@ def choose_switch(scored: Scored) -> tuple[float, float, float]:
 
 
 def prepared(pages: list[Labelled], seed: int) -> list[tuple[Array, Array, Array]]:
-    """Rows to fit on: the pages (Chinese ones, being few, four times), and a quarter more made up from them."""
+    """Rows to fit on: the pages (Chinese ones, being few, four times), and half as many made up from them."""
     rng = random.Random(seed)
     rows = []
     for page, truth, _, chinese in pages:
         rows += [(features(page), truth, units(page))] * (4 if chinese else 1)
     balanced = [entry for entry in pages for _ in range(6 if entry[3] else 1)]
-    for page, truth, _ in wrapped(balanced, len(pages) * 5 // 4, rng):
+    for page, truth, _ in wrapped(balanced, len(pages) // 2, rng):
         rows.append((features(page), truth, units(page)))
     return rows
 

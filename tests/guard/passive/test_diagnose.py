@@ -12,9 +12,10 @@ import pytest
 
 from ninthsky.errors import UserError
 from ninthsky.guard.passive.diagnose import diagnose, incidents, is_incidents
+from ninthsky.guard.passive.dumps import DumpError, read_dump
 from ninthsky.guard.passive.exporters import alarms, is_scrape
 from ninthsky.guard.passive.lines import rank_of, time_of, troubled
-from ninthsky.guard.passive.traces import DumpError, read_dump, suspects
+from ninthsky.guard.passive.traces import suspects
 from ninthsky.guard.playbook.book import shipped
 
 DATA = Path(os.environ.get("NINTHSKY_DATA", Path(__file__).parents[4] / "shared" / "data")) / "guard"

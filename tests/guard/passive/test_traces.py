@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ninthsky.guard.passive.traces import DumpError, Progress, _in_order, is_dump, read_dump, suspects
+from ninthsky.guard.passive.dumps import DumpError, Progress, _in_order, is_dump, read_dump
+from ninthsky.guard.passive.traces import suspects
 
 
 def entry(number: int, state: str, name: str = "nccl:all_reduce", **more: Any) -> dict[str, Any]:

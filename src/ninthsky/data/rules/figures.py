@@ -39,7 +39,10 @@ LINES = (
     "hash_share", "ellipsis_share", "bullet_lines", "ellipsis_lines", "terminal_lines", "short_lines",
     "repeated_line_characters", "newlines_per_word",
 )  # fmt: skip
-WORDS = ("words", "word_length", "alphabetic_share", "letter_share", "stop_words", "visible_words", "spoken_words")
+WORDS = (
+    "words", "word_length", "alphabetic_share", "letter_share", "stop_words", "visible_words", "spoken_words",
+    "alphabetic_runs",
+)  # fmt: skip
 REPETITION = (
     "duplicate_paragraphs", "duplicate_paragraph_characters", "duplicate_lines", "duplicate_line_characters",
     *(f"top_{n}_gram" for n in TOP), *(f"repeated_{n}_grams" for n in REPEATED),
@@ -57,10 +60,11 @@ def point_set(characters: str | frozenset[str]) -> Array:
 
 @njit(cache=True)
 def count_words(run, first, word_first, words, lengths, letters, flags, out):
-    """Fills WORDS, out float64 [N, 7]."""
+    """Fills WORDS, out float64 [N, 8]. The last one is over runs between white space, all others over the words in them."""
     for n in range(len(first) - 1):
-        total = visible = visible_length = alphabetic = letter = length = han = latin = stops = 0
+        total = visible = visible_length = alphabetic = letter = length = han = latin = stops = runs = 0
         for r in range(first[n], first[n + 1]):
+            before = alphabetic
             for w in range(word_first[run[r]], word_first[run[r] + 1]):
                 word = words[w]
                 flag = flags[word]
@@ -74,6 +78,7 @@ def count_words(run, first, word_first, words, lengths, letters, flags, out):
                 han += flag & HAN != 0
                 latin += flag & LATIN != 0
                 stops |= flag >> FIRST_STOP
+            runs += alphabetic > before
         different = 0
         while stops:
             different += stops & 1
@@ -85,6 +90,7 @@ def count_words(run, first, word_first, words, lengths, letters, flags, out):
         out[n, 4] = different
         out[n, 5] = visible
         out[n, 6] = latin + 0.6 * han
+        out[n, 7] = runs / (first[n + 1] - first[n]) if first[n + 1] > first[n] else 0.0
 
 
 @njit(cache=True)

@@ -1,8 +1,9 @@
 """The rules: one row each, with its figure, its bound, and its threshold per language.
 
-English thresholds are the published ones of Gopher (arXiv 2112.11446, appendix A1), C4 (1910.10683) and FineWeb (2406.17557)
-where a row names them. Chinese thresholds are our own: those rules count words by spaces, which drops nearly every good page.
-What a setting of run.toml names is taken from there.
+English thresholds are the published ones of Gopher (arXiv 2112.11446, appendix A1), C4 (1910.10683), FineWeb (2406.17557) and
+FineWeb-2 (2506.20920) where a row names them; docs/decisions/0006 says where datatrove's defaults are others. Chinese
+thresholds are our own: those rules count words by spaces, which drops nearly every good page. What a setting of run.toml names
+is taken from there.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def table(q: Quality) -> tuple[Rule, ...]:
         most("ellipsis_share", q.max_symbol_share, "Gopher"),
         most("bullet_lines", q.max_bullet_lines, "Gopher"),
         most("ellipsis_lines", q.max_ellipsis_lines, "Gopher"),
-        Rule("alphabetic_share", "alphabetic_share", "min", 0.80, 0.60, "Gopher; Chinese: letters, own", "letter_share"),
+        Rule("alphabetic_share", "alphabetic_runs", "min", 0.80, 0.60, "Gopher; Chinese: letters, own", "letter_share"),
         Rule("stop_words", "stop_words", "min", q.min_stop_words, q.min_stop_words, "Gopher; Chinese: of 17 characters, own"),
         most("duplicate_paragraphs", 0.30, "Gopher"),
         most("duplicate_paragraph_characters", 0.20, "Gopher"),
@@ -78,7 +79,7 @@ def table(q: Quality) -> tuple[Rule, ...]:
         *(most(f"repeated_{n}_grams", 0.20 - n / 100, "Gopher; Chinese: of 2n characters, own") for n in REPEATED),
         Rule("terminal_lines", "terminal_lines", "min", q.min_terminal_lines, q.min_terminal_lines, "FineWeb"),
         most("short_lines", 0.67, "FineWeb; Chinese own", chinese=0.80),
-        Rule("repeated_line_characters", "repeated_line_characters", "max", q.max_repeated_line_characters, None, "FineWeb"),
+        Rule("repeated_line_characters", "repeated_line_characters", "max", q.max_repeated_line_characters, None, "FineWeb-2"),
         most("newlines_per_word", 0.30, "FineWeb"),
         *(c4 if q.c4 else ()),
     )

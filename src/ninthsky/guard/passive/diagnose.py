@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ninthsky.errors import UserError
 from ninthsky.evidence import Evidence, Fact, encode
 from ninthsky.guard.passive import exporters, traces
+from ninthsky.guard.passive.dumps import Dump, DumpError, is_dump, read_dump
 from ninthsky.guard.passive.lines import Line, lines_of, troubled
 from ninthsky.guard.playbook.book import UNKNOWN, Playbook
 from ninthsky.guard.playbook.learned import consult
@@ -146,7 +147,7 @@ class Heard:
 @dataclass
 class _Gathered:
     heard: Heard
-    dumps: list[traces.Dump] = field(default_factory=list)
+    dumps: list[Dump] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     files: int = 0
 
@@ -168,14 +169,14 @@ def _gather(paths: list[Path], book: Playbook) -> _Gathered:
     for path in _files(paths):
         gathered.files += 1
         try:
-            if traces.is_dump(path):
-                gathered.dumps.append(traces.read_dump(path))
+            if is_dump(path):
+                gathered.dumps.append(read_dump(path))
             elif exporters.is_scrape(path):
                 gathered.heard.alarms += exporters.alarms(path)
             else:
                 for line in troubled(path):
                     gathered.heard.take(line)
-        except (OSError, traces.DumpError) as error:
+        except (OSError, DumpError) as error:
             gathered.unread.append(f"{path}: {error}")
     if gathered.files == len(gathered.unread) and not gathered.heard.lines:
         what = gathered.unread[0] if gathered.unread else "no file to read"
