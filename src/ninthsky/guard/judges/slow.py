@@ -25,6 +25,7 @@ from ninthsky.guard.judges.hang import SETTLING_STEPS
 from ninthsky.guard.judges.verdict import Limits, Verdict
 
 PERSISTENCE = 0.75  # share of the steps in which the rank itself must exceed the threshold
+CLOSE_PERSISTENCE = 0.85  # the same on the wall clock where less than slow_ratio is enough: neighbours' spells come this near
 WALL_PATIENCE = 2  # on the wall clock alone it must last so many times longer: a neighbour's noise comes and goes
 ECHO = 0.25  # share of the ratio's excess over 1 that the wall must show for extra processor time
 FLOOR_MS = 1.0  # medians under this say nothing
@@ -51,11 +52,12 @@ class Reading(NamedTuple):
     margin: float
     share: float  # of steps in which it exceeded half of what is too slow
     limit: float  # from which ratio on it is too slow
+    persistence: float = PERSISTENCE
     of: int = 1  # steps that one time is the mean of
 
     @property
     def stands_out(self) -> bool:
-        return self.ratio >= self.limit and self.margin >= _apart(self.limit) and self.share >= PERSISTENCE
+        return self.ratio >= self.limit and self.margin >= _apart(self.limit) and self.share >= self.persistence
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -63,7 +65,7 @@ class Reading(NamedTuple):
         return (
             Fact("local time against the peers' median", self.ratio, self.limit, "x", source),
             Fact("local time against the second slowest", self.margin, _apart(self.limit), "x", source),
-            Fact(f"share of steps over {_apart(self.limit):.3g}", self.share, PERSISTENCE, "", source),
+            Fact(f"share of steps over {_apart(self.limit):.3g}", self.share, self.persistence, "", source),
         )
 
 
@@ -81,7 +83,7 @@ class Clock:
         few = len(self.ratio) < FEW
         self.spread = 1.4826 * float(np.median(np.abs(self.ratio - 1)))
         self.patience = limits.slow_steps * (PATIENT_OF_FEW if few else PATIENT)
-        self.limit = max(limits.slow_ratio, 1 + SIGMAS * self.spread)
+        self.limit, self.persistence = max(limits.slow_ratio, 1 + SIGMAS * self.spread), PERSISTENCE
         if self.steps >= self.patience:
             rest = np.sort(self.ratio)[: -self.most]  # all but those that may be slow
             tail = (
@@ -89,6 +91,8 @@ class Clock:
             )  # noise slows more than it speeds
             self.spread = max(self.spread, float(tail))
             self.limit = min(self.limit, max(LOWEST, 1 + SIGMAS * self.spread))
+            if self.limit < limits.slow_ratio and name == "wall":
+                self.persistence = CLOSE_PERSISTENCE
 
     def peers(self, rank: int) -> Times:
         """Times of the ranks that this one is compared with, its own among them."""
@@ -104,9 +108,8 @@ class Clock:
         found = []
         for rank in map(int, top[:count]):
             share = float((self.times[rank] > _apart(self.limit) * np.median(self.peers(rank), axis=0)).mean())
-            found.append(
-                Reading(self.name, self.steps, rank, float(self.ratio[rank]), float(falls[count - 1]), share, self.limit)
-            )
+            ratio, margin = float(self.ratio[rank]), float(falls[count - 1])
+            found.append(Reading(self.name, self.steps, rank, ratio, margin, share, self.limit, self.persistence))
         return found
 
 
