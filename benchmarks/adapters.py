@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.pages import DEFAULT, pages_file
 from benchmarks.peers import ROOT, interpreter
 from benchmarks.report import publish
 from ninthsky.config.schema import Data
@@ -126,8 +127,7 @@ def main(source: Path, count: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    web = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    parser.add_argument("source", type=Path, nargs="?", default=web)
+    parser.add_argument("source", type=pages_file, nargs="?", default=str(DEFAULT))
     parser.add_argument("--pages", type=int, default=200)
     chosen = parser.parse_args()
     main(chosen.source, chosen.pages)

@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from resiliparse.extract.html2text import extract_plain_text
 from tokenizers import Tokenizer
 
-from benchmarks.peers import ROOT, interpreter
+from benchmarks.pages import DEFAULT, pages_file
+from benchmarks.peers import interpreter
 from benchmarks.report import publish
 from ninthsky.data.blocks import decode
 from ninthsky.data.encode import EOS
@@ -184,13 +185,10 @@ def bits_per_byte(tokenizer: Path, texts: list[str], asked: list[str], tokens: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    parser.add_argument("pages", nargs="?", type=Path, default=default)
+    parser.add_argument("pages", nargs="?", type=pages_file, default=str(DEFAULT))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--passes", type=float, default=2.0, help="over the smallest corpus of a language")
     given = parser.parse_args()
-    if not given.pages.exists():
-        parser.error(f"no pages at {given.pages}: a Parquet with id, language, html, main_text, or set NINTHSKY_DATA")
     rows = pq.read_table(given.pages).to_pylist()
     pool = [row for row in rows if not fitted_on(row["id"])]
     asked = {lang: [row["main_text"] for row in rows if fitted_on(row["id"]) and row["language"] == lang] for lang in LANGUAGES}

@@ -11,7 +11,6 @@ is carried into the last line, its date into the table; a key that nobody measur
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -22,7 +21,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks import end_to_end, rules, wrapped
-from benchmarks.peers import ROOT, Peer, interpreter
+from benchmarks.pages import pages_file
+from benchmarks.peers import Peer, interpreter
 from benchmarks.report import RESULTS, median_interval, publish
 from ninthsky.data.blocks import decode, parse
 from ninthsky.data.fit import fitted_on, kept_text
@@ -147,8 +147,5 @@ def published() -> tuple[list[list[Any]], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    if not chosen.exists():
-        sys.exit(f"no pages at {chosen}: give a Parquet with columns id, set, language, html, main_text, or set NINTHSKY_DATA")
+    chosen = pages_file(*sys.argv[1:2])
     main(chosen)

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from resiliparse.extract.html2text import extract_plain_text
 
+from benchmarks.pages import pages_file
 from benchmarks.peers import ROOT, Peer, interpreter
 from benchmarks.report import median_interval, publish
 from ninthsky.data.blocks import decode
@@ -375,8 +376,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["million"]:
         print(json.dumps(million(int(sys.argv[2]), sys.argv[3])))
     else:
-        default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-        chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-        if not chosen.exists():
-            sys.exit(f"no pages at {chosen}: give a Parquet with columns html, main_text, language, or set NINTHSKY_DATA")
+        chosen = pages_file(*sys.argv[1:2])
         main(chosen)

@@ -25,7 +25,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.peers import ROOT, Peer, interpreter
+from benchmarks.pages import pages_file
+from benchmarks.peers import Peer, interpreter
 from benchmarks.report import median_interval, publish
 from ninthsky.config.schema import Data
 from ninthsky.data.blocks import decode
@@ -129,8 +130,5 @@ def measure(source: Path) -> tuple[list[list[Any]], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    if not chosen.exists():
-        sys.exit(f"no pages at {chosen}: give a Parquet with columns id, language, html, or set NINTHSKY_DATA")
+    chosen = pages_file(*sys.argv[1:2])
     publish("end_to_end", *measure(chosen), columns=("what", "ours", PEER[0]))

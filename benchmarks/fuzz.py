@@ -14,7 +14,6 @@ import argparse
 import gzip
 import io
 import json
-import os
 import random
 import tempfile
 import time
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from benchmarks.peers import ROOT
+from benchmarks.pages import DEFAULT
 from benchmarks.report import publish
 from ninthsky.config.load import parse_settings
 from ninthsky.data.made import made_pages
@@ -185,10 +184,9 @@ def run(folder: Path, into: Path) -> tuple[dict[str, list[str]], Counter[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pages", type=Path, default=default)
+    parser.add_argument("--pages", type=Path, default=DEFAULT)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, into = Path(name) / "inputs", Path(name) / "run"

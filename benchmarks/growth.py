@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import re
 import resource
@@ -25,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.peers import ROOT
+from benchmarks.pages import DEFAULT, pages_file
 from benchmarks.report import publish
 
 STEPS = ("data.pages", "data.corpus", "data.tokens")
@@ -148,8 +147,7 @@ def main(source: Path, sizes: list[float], steps: list[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    web = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    parser.add_argument("source", type=Path, nargs="?", default=web)
+    parser.add_argument("source", type=pages_file, nargs="?", default=str(DEFAULT))
     parser.add_argument("--mb", type=float, nargs="+", default=[10, 50, 250])
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     chosen = parser.parse_args()

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.peers import ROOT
+from benchmarks.pages import DEFAULT, pages_file
 from benchmarks.report import publish
 
 STAGES = ("data.pages", "data.corpus", "data.tokens")
@@ -174,8 +174,7 @@ def main(source: Path, executors: list[str], count: int, pages: int, seed: int) 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    web = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    parser.add_argument("source", type=Path, nargs="?", default=web)
+    parser.add_argument("source", type=pages_file, nargs="?", default=str(DEFAULT))
     parser.add_argument("--executors", nargs="+", choices=("local", "ray"), default=["local", "ray"])
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--pages", type=int, default=400)

@@ -10,7 +10,6 @@ turns. Cold: nothing is known of any word; what numba compiles is on disk alread
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from resiliparse.extract.html2text import extract_plain_text
 
-from benchmarks.peers import ROOT, Peer, interpreter
+from benchmarks.pages import pages_file
+from benchmarks.peers import Peer, interpreter
 from benchmarks.report import median_interval, publish
 from ninthsky.data.blocks import decode
 from ninthsky.data.rules.c4 import clean
@@ -164,8 +164,5 @@ def main(source: Path) -> None:
 
 
 if __name__ == "__main__":
-    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    if not chosen.exists():
-        sys.exit(f"no pages at {chosen}: give a Parquet with columns id, language, html, main_text, or set NINTHSKY_DATA")
+    chosen = pages_file(*sys.argv[1:2])
     main(chosen)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import os
 import random
 import re
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks.peers import ROOT
+from benchmarks.pages import DEFAULT, pages_file
 from benchmarks.report import publish
 from ninthsky.config.schema import Data
 from ninthsky.data.blocks import Page, decode, parse
@@ -135,13 +134,10 @@ def measure(source: Path, count: int = 50, seed: int = 5) -> tuple[list[list[Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("NINTHSKY_DATA", ROOT.parent / "shared" / "data")) / "web" / "pages.parquet"
-    parser.add_argument("pages_file", nargs="?", type=Path, default=default)
+    parser.add_argument("pages_file", nargs="?", type=pages_file, default=str(DEFAULT))
     parser.add_argument("--pages", type=int, default=50)
     parser.add_argument("--seed", type=int, default=5)
     given = parser.parse_args()
-    if not given.pages_file.exists():
-        parser.error(f"no pages at {given.pages_file}: a Parquet with id, language, html, main_text, or set NINTHSKY_DATA")
     publish("wrapped", *measure(given.pages_file, given.pages, given.seed), columns=("what", "precision", "recall", "F1"))
 
 

@@ -14,7 +14,7 @@ from ninthsky.data.rules.c4 import clean
 from ninthsky.data.rules.judge import Counter, Judge, Verdict, buffers
 from ninthsky.data.rules.table import table
 from ninthsky.data.rules.words import SYMBOLS, Words, english, sentence_ends
-from ninthsky.data.spam import is_spam, spam_share
+from ninthsky.data.spam import spam_lines, spam_shares
 
 RULES = table(Quality())
 ENGLISH = next(page.article for page in made_pages() if page.name == "en-bees")
@@ -79,9 +79,8 @@ def test_a_shell_alone_is_dropped(judge: Judge) -> None:
         "全国统一热水器维修热线::123456(点击咨询)",
         "临江市东河区、安平市石桥县、永宁市南湖区、清源市白塔区",
     ]
-    assert all(map(is_spam, lines)) and reason(judge, "\n".join(lines * 6), "zh") == "spam_lines"
-    assert spam_share(CHINESE.splitlines()) == 0 and spam_share(ENGLISH.splitlines()) == 0
-    assert spam_share([]) == 0
+    assert spam_lines(lines).all() and reason(judge, "\n".join(lines * 6), "zh") == "spam_lines"
+    assert (spam_shares([CHINESE, ENGLISH, ""]) == 0).all() and not len(spam_lines([]))
 
 
 def test_figures_are_kept_past_the_first_broken_rule(judge: Judge) -> None:

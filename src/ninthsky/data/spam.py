@@ -1,53 +1,44 @@
-"""What lines of spam shells look like: lures, telephone numbers, lists of places. Used by extraction and quality rules."""
+"""Lines of spam shells: lures, telephone numbers, lists of places. What is counted in a line is `data.counts`'s matter."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-# Matched against lower-cased text: without a flag for case the engine skips to characters that can begin a match.
-LURE = re.compile(
-    "hotline|toll[- ]?free|call (?:now|us|today)|24[/x]7|24 hours?|free (?:quote|download|trial)|click (?:here|now)"
-    "|you won.t believe|secret|shocking|best deal|cheap|discount|near (?:me|you)|buy now|order now|watch (?:online|free)"
-    "|full (?:hd|movie)|limited time"
-)
-LURE_CJK = re.compile(
-    "热线|咨询|24小时|点击|免费|秘密|揭秘|惊人|震惊|必看|高清|在线观看|最新|福利|真相|优惠|报修|维修|上门|服务(?:电话|中心)"
-    "|官方|领取|立即|限时"
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from ninthsky.data import counts
+
 PHONE = re.compile(
     r"\+?\(?\d{3,4}\)?[-– .]\d{3,4}[-– .]?\d{3,4}|\b1-?8\d\d-|\b[48]00[-– ]?\d{3,4}|[:：]{1,2}\s?\d{5,}|\d{5,}\s?[(（]"
 )
-_PLACES = re.compile(r"[\u4e00-\u9fff]{1,14}?(?:省|市|区|县|州|旗|镇|乡|盟|街道)(?=[、，,;；|\s]|$)")
-_NAME_LIST = re.compile(r"(?:^|[,;|·•/])\s*[A-Z][\w.'’-]*(?:\s+(?:of|de|on|upon|[A-Z(][\w.'’)-]*)){0,3}\s*(?=[,;|·•/]|$)")
+_DIGITS = 4  # of a telephone number, at least
+_LIST = 20  # characters from which on a list of places says something
 
 
-def place_share(text: str) -> float:
-    """Share of characters in a list of Chinese place names."""
-    if "、" not in text and "，" not in text and "," not in text and len(text) > 12:
-        return 0.0
-    return sum(map(len, _PLACES.findall(text))) / len(text)
+def spam_lines(lines: Sequence[str]) -> NDArray[np.bool_]:
+    """Two signs of a shell in one short line, or a line that is mostly place names; bool [lines]."""
+    if not lines:
+        return np.zeros(0, bool)
+    encoded = [line.encode() for line in lines]
+    ends = np.cumsum([len(line) for line in encoded])
+    bounds = np.stack([ends - [len(line) for line in encoded], ends], axis=1)
+    rows: Any = counts.count(np.frombuffer(b"".join(encoded), np.uint8), bounds, spam=True)[0]
+    length = rows[:, counts.CHARACTERS]
+    places = (rows[:, counts.PLACES] > 0.6 * length) | (rows[:, counts.NAMES] > 0.8 * length)
+    signs = rows[:, counts.LURES].copy()
+    for at in np.flatnonzero(~places & (signs < 3) & (length <= counts.SHORT) & (rows[:, counts.DIGIT] >= _DIGITS)):
+        signs[at] += 2 * len(PHONE.findall(lines[int(at)]))
+    return np.where(places, length > _LIST, (length <= counts.SHORT) & (signs >= 3))
 
 
-def name_list_share(text: str) -> float:
-    """Share of characters in a list of capitalised names."""
-    if sum(map(text.count, ",;|·•/")) < 4:
-        return 0.0
-    return sum(map(len, _NAME_LIST.findall(text))) / len(text)
-
-
-def _lures(line: str) -> int:
-    return len(LURE.findall(line.lower())) + len(LURE_CJK.findall(line))
-
-
-def is_spam(line: str) -> bool:
-    """Two signs of a shell in one short line, or a line that is mostly place names."""
-    if place_share(line) > 0.6 or name_list_share(line) > 0.8:
-        return len(line) > 20
-    return len(line) <= 400 and _lures(line) + 2 * len(PHONE.findall(line)) >= 3
-
-
-def spam_share(lines: Sequence[str]) -> float:
-    """Share of characters in spam lines."""
-    total = sum(map(len, lines))
-    return sum(len(line) for line in lines if is_spam(line)) / total if total else 0.0
+def spam_shares(texts: Sequence[str]) -> NDArray[np.float64]:
+    """Share of each text's characters that stand in spam lines; float64 [texts]."""
+    lines = [[line for line in map(str.strip, text.split("\n")) if line] for text in texts]
+    flat = [line for own in lines for line in own]
+    owner = np.repeat(np.arange(len(texts)), [len(own) for own in lines])
+    size = np.array([len(line) for line in flat], np.float64)
+    total = np.bincount(owner, size, len(texts))
+    return np.bincount(owner, size * spam_lines(flat), len(texts)) / np.maximum(total, 1)

@@ -14,7 +14,7 @@ from ninthsky.data.rules import figures as count
 from ninthsky.data.rules.c4 import Cleaned, clean
 from ninthsky.data.rules.table import CURLY_BRACKET, LOREM_IPSUM, SENTENCES, SPAM_LINES, Rule
 from ninthsky.data.rules.words import WIDE_LANGUAGES, Words, sentence_ends
-from ninthsky.data.spam import spam_share
+from ninthsky.data.spam import spam_shares
 
 Array = NDArray[Any]
 
@@ -101,9 +101,7 @@ class Judge:
         data, offsets = buffers(texts)
         rules = [(rule, limit) for rule in self.rules if (limit := rule.threshold(language)) is not None]
         columns = counter(data, offsets)
-        columns[SPAM_LINES] = np.array(
-            [spam_share([line for line in map(str.strip, text.split("\n")) if line]) for text in texts]
-        )
+        columns[SPAM_LINES] = spam_shares(texts)
         columns[LOREM_IPSUM] = np.array([float("lorem ipsum" in text.lower()) for text in texts])
         cleaned: Cleaned | None = None
         if any(rule.figure == SENTENCES for rule, _ in rules):
