@@ -82,13 +82,19 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **more}
 
 
+def alone(command: list[str], **more: str) -> str:
+    """Runs a command to its end -> what it printed. Where it fails the benchmark ends, with what it said."""
+    done = subprocess.run(command, env=environment(**more), capture_output=True, timeout=LIMIT, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ends with {done.returncode}:\n{done.stderr.decode(errors='replace')[-4000:]}")
+    return done.stdout.decode()
+
+
 def undisturbed(script: str, ranks: int, folder: Path, steps: int) -> None:
     """Without us, in a folder of that name."""
     out = folder / "undisturbed"
     out.mkdir()
-    done = subprocess.run(launch(script, ranks, out, steps), env=environment(), capture_output=True, timeout=LIMIT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{script} fails by itself:\n{done.stderr.decode()[-2000:]}")
+    alone(launch(script, ranks, out, steps))
 
 
 def struck(script: str, ranks: int, folder: Path, steps: int, fault: str, rng: random.Random) -> Outcome:
@@ -136,7 +142,7 @@ def resumed_without_us(script: str, ranks: int, folder: Path, steps: int, at: in
     """The undisturbed run again from its checkpoint at step `at`: some scripts' own resume does not give the same bits."""
     out = folder / "undisturbed"
     (out / "newest").write_text(str(at))
-    subprocess.run(launch(script, ranks, out, steps), env=environment(), capture_output=True, timeout=LIMIT, check=True)
+    alone(launch(script, ranks, out, steps))
     return out / "final.pt"
 
 
@@ -186,8 +192,7 @@ def per_collective(folder: Path) -> tuple[float, float, float]:
     script.write_text(COST)
     command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", str(script)]
     more = {"N9_RANKS": str(folder), "N9_SOURCE": str(INJECT.parents[3]), "PYTHONPATH": str(INJECT)}
-    done = subprocess.run(command, env=environment(**more), capture_output=True, timeout=LIMIT, check=True)
-    wall, cpu, plain = json.loads(done.stdout.decode().strip().splitlines()[-1])
+    wall, cpu, plain = json.loads(alone(command, **more).strip().splitlines()[-1])
     return wall, cpu, plain
 
 
@@ -196,7 +201,7 @@ def guard_share(ranks: int, folder: Path) -> float:
     out, job = folder / "share", folder / "share-job"
     out.mkdir()
     command = [str(BIN / "n9"), "guard", "run", "--job", str(job), "--", *launch("ddp", ranks, out, 600)]
-    subprocess.run(command, env=environment(), capture_output=True, timeout=LIMIT, check=True)
+    alone(command)
     result = json.loads((job / "result.json").read_text())
     return float(result["guard_cpu_seconds"] / (result["guard_cpu_seconds"] + result["command_cpu_seconds"]))
 
