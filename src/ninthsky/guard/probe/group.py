@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, _DistributedBackendOp
 
 from ninthsky.guard.probe.clock import RunClock
 from ninthsky.guard.probe.record import RecordWriter, group_id
+from ninthsky.guard.probe.waiting import Waiting, by_limit
 
 BACKEND = "guard"
 
@@ -66,7 +67,6 @@ KINDS: dict[str, _Kind] = {
     "recv_anysource": _Kind(None, equal=False),
 }
 POINT_TO_POINT = ("send", "recv")
-TURN = timedelta(seconds=1)  # of a wait that may have to be given up
 
 
 class GroupGone(RuntimeError):
@@ -93,6 +93,7 @@ class Probe:
         self.cut: Callable[[], bool] = lambda: False  # whether this generation's sockets have been shut down
         self.by_turns = False  # waits can be given up; set where gloo alone carries
         self.stranded = False  # one was
+        self.waiting = Waiting()
         self._given_up: list[dist.ProcessGroup] = []
         self.clock = RunClock()  # the wall clock, less this thread's time in line for a processor
         self._wall = self._cpu = 0.0
@@ -176,9 +177,11 @@ class Probe:
 class GuardWork(dist.Work):
     """The inner group's work; waiting for it counts as communication, and its end as completion."""
 
-    def __init__(self, inner: dist.Work, probe: Probe, group: int, number: int, by_turns: bool) -> None:
+    def __init__(self, inner: dist.Work, probe: Probe, group: int, number: int, by_turns: bool, limited: bool = True) -> None:
+        """`by_turns`: a wait can be given up. `limited`: the inner work's wait keeps a time limit."""
         super().__init__()
-        self._inner, self._probe, self._group, self._number, self._by_turns = inner, probe, group, number, by_turns
+        self._inner, self._probe, self._group, self._number = inner, probe, group, number
+        self._by_turns, self._limited = by_turns, limited
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         wall, cpu = self._probe.clock(), time.thread_time()
@@ -195,17 +198,15 @@ class GuardWork(dist.Work):
     def _patiently(self) -> bool:
         """Waits without end, but in turns: gloo can miss that its sockets were cut while an operation sets up its buffers,
         and then waits for ever. Such a group is given up with its threads (`Probe.let_go`)."""
+        turn = by_limit(self._inner) if self._limited else self._probe.waiting.turns(self._inner.wait)
         cut = False
-        while True:
-            try:
-                return self._inner.wait(TURN)
-            except RuntimeError:
-                if self._inner.is_completed():
-                    raise
+        while (done := turn()) is None:
             if cut:
                 self._probe.stranded = True
+                self._probe.waiting.give_up()
                 raise GroupGone("its sockets were cut, and the operation did not end")
             cut = self._probe.cut()
+        return done
 
     def get_future(self) -> Any:
         return self._inner.get_future()
@@ -275,7 +276,7 @@ class GuardGroup(dist.ProcessGroup):
     def _work(self, name: str, work: dist.Work, group: int, number: int, sent: list[torch.Tensor]) -> dist.Work:
         # A message's wait that runs out of time would break its connection; it ends by itself when that is cut.
         by_turns = self._probe.by_turns and name not in (*POINT_TO_POINT, "recv_anysource")
-        return GuardWork(work, self._probe, group, number, by_turns)
+        return GuardWork(work, self._probe, group, number, by_turns, limited="reduce_scatter" not in name)
 
     def _id(self, name: str, arguments: tuple[Any, ...]) -> int:
         """Under which id a call is counted. A pair of ranks counts its messages apart: others take no part in them."""
