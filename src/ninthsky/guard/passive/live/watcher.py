@@ -180,9 +180,7 @@ class Watcher:
                 look_at = now + LOOK_SECONDS
                 self._reasons.lines(self._logs.read(now), now)
             if crew.gone and time.time() - crew.gone[0].end.at >= SETTLE_SECONDS:
-                self._reasons.lines(self._logs.read(now), now)
-                telemetry.look()
-                self._judge_ends(crew)
+                self._judge_ends(crew, telemetry)
             elif now >= judge_at and crew.alive:
                 judge_at = now + JUDGE_SECONDS
                 await self._judge(crew)
@@ -193,6 +191,7 @@ class Watcher:
             if now >= find_at or over:
                 find_at = now + FIND_SECONDS
                 if not self._look_for_ranks(crew):
+                    self._judge_ends(crew, telemetry)  # all may have ended while something else was judged
                     return
             self._paint(crew, "run")
             # Not in step with anything that comes and goes with a period of its own.
@@ -274,10 +273,12 @@ class Watcher:
             for fault in [fault for fault in self.record.open.values() if fault.cause in {"slow", "host"}]:
                 self.record.close(fault, "its peers no longer wait for it")
 
-    def _judge_ends(self, crew: Crew) -> None:
-        """One fault for all ends of a crew."""
+    def _judge_ends(self, crew: Crew, telemetry: HostWatch) -> None:
+        """One fault for all ends of a crew, from what logs and host have said by now."""
         if crew.end_told:
             return
+        self._reasons.lines(self._logs.read(time.monotonic()), time.monotonic())
+        telemetry.look()
         launcher = next((end for end in self._roots.values() if end is not None), None)
         verdict = judge_ends(crew.gone, len(crew.alive), launcher)
         if verdict is not None:
