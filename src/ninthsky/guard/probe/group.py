@@ -198,7 +198,8 @@ class GuardWork(dist.Work):
     def _patiently(self) -> bool:
         """Waits without end, but in turns: gloo can miss that its sockets were cut while an operation sets up its buffers,
         and then waits for ever. Such a group is given up with its threads (`Probe.let_go`)."""
-        turn = by_limit(self._inner) if self._limited else self._probe.waiting.turns(self._inner.wait)
+        # A wait may copy into the output, and the caller's gradient mode is its own thread's.
+        turn = by_limit(self._inner) if self._limited else self._probe.waiting.turns(torch.no_grad()(self._inner.wait))
         cut = False
         while (done := turn()) is None:
             if cut:

@@ -10,9 +10,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from queue import SimpleQueue
-
-import torch
-import torch.distributed as dist
+from typing import Protocol
 
 TURN = timedelta(seconds=1)
 
@@ -21,7 +19,14 @@ Future = concurrent.futures.Future[bool]
 Asked = SimpleQueue[tuple[Callable[[], bool], Future]]
 
 
-def by_limit(work: dist.Work) -> Turn:
+class Limited(Protocol):
+    """Work whose wait keeps a limit, and raises RuntimeError when that is over."""
+
+    def wait(self, timeout: timedelta) -> bool: ...
+    def is_completed(self) -> bool: ...
+
+
+def by_limit(work: Limited) -> Turn:
     """Of work whose wait keeps a limit."""
 
     def turn() -> bool | None:
@@ -64,8 +69,7 @@ def _serve(asked: Asked) -> None:
     while True:
         wait, future = asked.get()
         try:
-            with torch.no_grad():  # the caller's mode is its own thread's; a wait may copy into the output
-                done = wait()
+            done = wait()
         except Exception as error:  # for the caller, whatever it is
             future.set_exception(error)
         else:
